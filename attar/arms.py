@@ -1,0 +1,102 @@
+"""Trainings that survive: each keeps its checkpoints while it runs and its weights when it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from attar.distill.loop import Watch
+from attar.engine import local
+from attar.screen import Screen
+
+POINTS = 200
+"""Points of a training curve that are kept."""
+
+
+@dataclass
+class Curve:
+    """How one training went: its loss over the steps and the seconds it took, across crashes."""
+
+    points: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    _since: float = field(default_factory=time.monotonic, repr=False)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in what the loop tells of a step."""
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        every = max(1, record["steps"] // POINTS)
+        if record["step"] % every == 0 or record["step"] == record["steps"] or "score" in record:
+            self.points.append({key: value for key, value in record.items() if key != "steps"})
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"points": self.points, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.points, self.seconds = [dict(point) for point in state["points"]], state["seconds"]
+        self._since = time.monotonic()
+
+
+def key(*facts: Any) -> str:
+    """A name for the outcome of a training: the hash of all that decides it."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def trained(
+    title: str,
+    folder: Path,
+    engine: local,
+    screen: Screen,
+    build: Callable[[], nn.Module],
+    train: Callable[[local, Watch], nn.Module],
+) -> tuple[nn.Module, Curve, bool]:
+    """A trained model, its curve, and whether it was found trained already.
+
+    folder: of this one outcome; its weights are looked for there, and put there when done
+    build: makes the untrained network, to put found weights into
+    train: trains on the given engine, which keeps checkpoints in the folder
+    """
+    if (folder / "done.json").is_file():
+        model = build()
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        curve = Curve()
+        curve.load_state_dict(json.loads((folder / "done.json").read_text()))
+        screen.say(f"{title}: found, trained earlier ({curve.seconds:.0f} s).")
+        return model.eval(), curve, True
+    here = engine.at(folder / "checkpoints")
+    curve = Curve()
+    here.track("curve", curve)
+    with screen.bar(title) as advance:
+
+        def watch(record: Mapping[str, Any]) -> None:
+            curve.add(record)
+            advance(record["step"], record["steps"], f"loss {record['loss']:.3f}")
+
+        model = train(here, watch)
+    _keep(model, curve, folder)
+    here.forget()
+    return model, curve, False
+
+
+def _keep(model: nn.Module, curve: Curve, folder: Path) -> None:
+    """Write the weights, and last the file that says they are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Tied weights are one tensor under several names; safetensors wants each stored by itself.
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    for name, write in (
+        ("model.safetensors", lambda path: save_file(state, path)),
+        ("done.json", lambda path: path.write_text(json.dumps(curve.state_dict()))),
+    ):
+        temporary = folder / f"{name}.{os.getpid()}"
+        write(temporary)
+        os.replace(temporary, folder / name)

@@ -1,0 +1,94 @@
+"""What the student is compared with: the same student, the same steps, without its teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from attar import distill, teach
+from attar.errors import MissingExtra
+from attar.types import Batch, Lesson
+
+__all__ = ["label_smoothing", "labels_only", "pseudo_labels"]
+
+Scheme = Callable[[Iterable[Batch]], Iterable[Lesson]]
+Loss = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of the student: on which part of the data, by which scheme, for which losses.
+
+    needs_pool: whether it differs from another arm only where there are unlabelled texts
+    """
+
+    name: str
+    part: str
+    scheme: Scheme
+    losses: tuple[distill.Term, ...] = field(default=())
+    needs_pool: bool = False
+
+
+def labels_only(loss: Loss) -> Arm:
+    """The true labels alone: what the student reaches without anybody's help."""
+    return Arm("labels_only", "labelled", teach.alone, (distill.term(loss),))
+
+
+def label_smoothing(loss: Loss, *, smoothing: float = 0.1) -> Arm:
+    """The true labels, smoothed: softness without a teacher (Szegedy et al. 2016).
+
+    smoothing: probability spread evenly over all classes
+    """
+    smoothed = distill.term(partial(loss, label_smoothing=smoothing))
+    return Arm("label_smoothing", "labelled", teach.alone, (smoothed,))
+
+
+def pseudo_labels(loss: Loss, scheme: Scheme) -> Arm:
+    """The teacher's hard answers in place of the labels nobody gave: is its softness worth more?"""
+
+    def hard(batches: Iterable[Batch]) -> Iterable[Lesson]:
+        return teach.pseudo_labels(scheme(batches))
+
+    return Arm("pseudo_labels", "train", hard, (distill.term(loss),), needs_pool=True)
+
+
+class _Labelled(Protocol):
+    labelled: tuple[tuple[str, ...], tuple[int, ...]]
+
+    def texts_of(self, part: str) -> tuple[str, ...]: ...
+
+    def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]: ...
+
+
+def bag_of_words(task: _Labelled, part: str) -> dict[str, Any]:
+    """TF-IDF of words and pairs with logistic regression on the same labels, as a row's figures."""
+    try:
+        from sklearn import __version__
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", "text", "the bag_of_words floor") from error
+    texts, labels = task.labelled
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+")
+    floor = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    start = time.perf_counter()
+    floor.fit(texts, labels)
+    seconds = time.perf_counter() - start
+    metrics = task.judge(floor.predict(task.texts_of(part)), part)
+    weights = floor[-1].coef_
+    return {
+        "runtime": f"scikit-learn {__version__}",
+        "score": metrics["score"],
+        "metrics": {name: value for name, value in metrics.items() if name != "score"},
+        "parameters": int(weights.size + floor[-1].intercept_.size),
+        "size_bytes": int(weights.nbytes),
+        "seconds": seconds,
+        "answer": partial(floor.predict, [sorted(texts, key=len)[len(texts) // 2]]),
+    }

@@ -1,0 +1,57 @@
+"""Weights set to zero by their importance."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from torch import nn
+
+from attar.errors import ModelError
+
+
+def magnitude(
+    model: nn.Module,
+    *,
+    ratio: float,
+    scope: Literal["global", "layer"] = "global",
+    exclude: list[str] | None = None,
+) -> nn.Module:
+    """Zero the weights of linear and convolution layers that are smallest in magnitude.
+
+    Zeros make a file smaller only once it is compressed (zip, gzip) and make no processor faster
+    that multiplies dense matrices: for speed take fewer layers, fewer channels or fewer bits.
+
+    ratio: share of the weights set to zero, from 0 to below 1
+    scope: one threshold for all layers, or one for each (Han et al. 2015)
+    exclude: paths of modules, with all that is in them, that stay whole
+    Returns a copy.
+    """
+    if not 0 <= ratio < 1:
+        raise ModelError(f"ratio is the share of weights set to zero, from 0 to below 1, not {ratio}.")
+    sparse = deepcopy(model)
+    kept = tuple(exclude or ())
+    weights = [
+        module.weight
+        for path, module in sparse.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+        and not any(path == other or path.startswith(other + ".") for other in kept)
+    ]
+    if not weights:
+        raise ModelError(f"{type(model).__name__} has no linear or convolution layer left to prune.")
+    groups = [weights] if scope == "global" else [[weight] for weight in weights]
+    for group in groups:
+        _zero_smallest_(group, ratio)
+    return sparse
+
+
+@torch.no_grad()
+def _zero_smallest_(weights: list[nn.Parameter], ratio: float) -> None:
+    flat = torch.cat([weight.abs().flatten() for weight in weights])
+    count = int(ratio * flat.numel())
+    # Positions, not a threshold: equal magnitudes must not take more than was asked for.
+    drop = torch.zeros_like(flat, dtype=torch.bool)
+    drop[flat.argsort(stable=True)[:count]] = True
+    for weight, mask in zip(weights, drop.split([w.numel() for w in weights]), strict=True):
+        weight.masked_fill_(mask.view_as(weight), 0.0)

@@ -1,0 +1,253 @@
+"""Where the arithmetic runs: `local` is this process on one device.
+
+Everything that touches a device, a number format, a rank or a checkpoint is here, so another engine
+changes nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attar.errors import EngineError
+from attar.types import Stateful
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class local:  # noqa: N801  (a recipe names it, so it is spelled like the functions beside it)
+    """One process on one device, with checkpoints that survive a kill at any moment.
+
+    precision: `auto` measures whether bfloat16 is faster here (some CPUs emulate it, 20 times slower)
+    device: `auto` takes a GPU where there is one
+    threads: CPU threads of the arithmetic; null leaves torch's choice
+    checkpoint: seconds between checkpoints
+    """
+
+    is_main = True
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        precision: Precision = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        checkpoint: float = 20.0,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = _device(device)
+        self.precision = _faster(self.device) if precision == "auto" else precision
+        if self.precision == "fp16" and self.device.type == "cpu":
+            raise EngineError("fp16 training needs a GPU; on a CPU use bf16 or fp32.")
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._tracked: dict[str, Stateful] = {"scaler": self._scaler}
+        self._waiting: dict[str, Any] = {}
+        self._saved_at = time.monotonic()
+
+    def at(self, folder: Path) -> local:
+        """The same engine with its checkpoints in another folder, tracking nothing yet."""
+        return local(
+            folder,
+            precision=self.precision,  # type: ignore[arg-type]
+            device=str(self.device),
+            checkpoint=self.checkpoint,
+        )
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """The module on this engine's device."""
+        return module.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The number format of a forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self.precision])
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], clip: float
+    ) -> float:
+        """Clip over all parameters together, update, forget the gradients; gives their norm."""
+        self._scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def track(self, name: str, thing: Stateful) -> None:
+        """Keep a thing's state in every checkpoint; one met again after a crash gets its state back.
+
+        A scheme registers its state when its generator first runs, which is after `resume`.
+        """
+        self._tracked[name] = thing
+        if name in self._waiting:
+            thing.load_state_dict(self._waiting.pop(name))
+
+    def save(self, step: int, *, force: bool = False) -> None:
+        """Write a checkpoint when it is time (or forced): whole under its name, or not there."""
+        if self.folder is None or not self.is_main:
+            return
+        if not force and time.monotonic() - self._saved_at < self.checkpoint:
+            return
+        state = {name: thing.state_dict() for name, thing in self._tracked.items()}
+        _write(self.folder, step, {"tracked": state, "random": _random_state()})
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> int:
+        """Take up the newest whole checkpoint; gives the number of steps done (0 where none is)."""
+        if self.folder is None or not (found := _checkpoints(self.folder)):
+            return 0
+        state = _read(found[-1])
+        self._waiting = dict(state["tracked"])
+        for name, thing in self._tracked.items():
+            thing.load_state_dict(self._waiting.pop(name))
+        _set_random_state(state["random"])
+        return _step_of(found[-1])
+
+    def forget(self) -> None:
+        """Remove the checkpoints: what they led to is saved elsewhere."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EngineError(f"Device {name!r} can't be used here: {error}") from error
+    return device
+
+
+def _faster(device: torch.device) -> str:
+    """bf16 only where a measured product is at least a quarter faster than in fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+    def seconds(dtype: torch.dtype, size: int) -> float:
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(a, a)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    # A small product first: where bfloat16 is emulated the larger one would take seconds.
+    for size in (128, 512):
+        if seconds(torch.bfloat16, size) > 0.8 * seconds(torch.float32, size):
+            return "fp32"
+    return "bf16"
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": json.dumps(random.getstate()),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "numpy_rest": [kind, position, has_gauss, gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = json.loads(state["python"])
+    random.setstate((version, tuple(internal), gauss))
+    kind, position, has_gauss, cached = state["numpy_rest"]
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+# A checkpoint is a folder `step-N` of `tensors.safetensors` and `state.json`, in which a tensor is
+# written as {"tensor": name}: nothing in it can execute.
+
+
+def _write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    skeleton = _flatten(state, "", tensors)
+    temporary = folder / f"writing-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file(tensors, temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(json.dumps(skeleton))
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise EngineError(f"The checkpoint can't be written to {folder}: {error}") from error
+    target = folder / f"step-{step}"
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    for old in _checkpoints(folder)[:-1]:
+        shutil.rmtree(old)
+
+
+def _read(folder: Path) -> Any:
+    try:
+        tensors = load_file(folder / "tensors.safetensors")
+        return _unflatten(json.loads((folder / "state.json").read_text()), tensors)
+    except Exception as error:
+        raise EngineError(f"Checkpoint {folder} is damaged; delete it to start over.") from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().clone().contiguous()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        pairs = [[key, _flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        return {"mapping": pairs}
+    if isinstance(value, list | tuple):
+        items = [_flatten(item, f"{path}/{n}", tensors) for n, item in enumerate(value)]
+        return {"sequence": items}
+    return {"value": value}
+
+
+def _unflatten(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    match value:
+        case {"tensor": path}:
+            return tensors[path]
+        case {"mapping": pairs}:
+            return {key: _unflatten(item, tensors) for key, item in pairs}
+        case {"sequence": items}:
+            return [_unflatten(item, tensors) for item in items]
+    return value["value"]

@@ -1,0 +1,186 @@
+"""Every name of a recipe looked up and every option checked, before anything is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from reprlib import repr as short
+from typing import Any, get_type_hints
+
+from attar.errors import RecipeError
+from attar.recipe.dialect import Trail
+from attar.recipe.paper import Choice, Recipe, as_choice
+from attar.resolve import Function, Room, asks, bind, faults, find
+
+ROOMS: dict[str, Room] = {
+    "task": "attar.tasks",
+    "teacher": "attar.teachers",
+    "student": "attar.students",
+    "teach": "attar.teach",
+    "losses": "attar.losses",
+    "weight": "attar.distill.schedules",
+    "steps": ("distill=attar.distill:train", "attar.compress", "export=attar.export"),
+    "measure": "attar.measure",
+    "baselines": "attar.baselines",
+    "engine": "attar.engine",
+}
+"""Where the names under each key of a recipe are looked up; `weight` stands inside a loss."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A choice resolved: its function, with the recipe's options bound."""
+
+    name: str
+    function: partial[Any]
+
+
+@dataclass(frozen=True)
+class Term(Piece):
+    """A loss resolved. `task` is the task class's own `loss`: its function still asks for `self`.
+
+    weight: a number, or a schedule from progress to number
+    layers: None, a word the pairing knows such as `auto`, or student path to teacher path
+    """
+
+    weight: float | partial[float]
+    layers: str | dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with every name looked up and every option checked, key by key."""
+
+    task: Piece
+    teacher: Piece | None
+    student: Piece | None
+    teach: Piece | None
+    losses: tuple[Term, ...]
+    steps: tuple[Piece, ...]
+    measure: tuple[Piece, ...]
+    baselines: tuple[Piece, ...]
+    engine: Piece
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """What it takes to resolve any part of one recipe."""
+
+    recipe: Recipe
+    rooms: Mapping[str, Room]
+    trust: bool
+
+    def one(self, key: str) -> Piece:
+        return self.piece(key, vars(self.recipe)[key], (key,))
+
+    def maybe(self, key: str) -> Piece | None:
+        return None if vars(self.recipe)[key] is None else self.one(key)
+
+    def many(self, key: str) -> tuple[Piece, ...]:
+        choices = enumerate(vars(self.recipe)[key])
+        return tuple(self.piece(key, choice, (key, index)) for index, choice in choices)
+
+    def piece(self, key: str, choice: Choice, trail: Trail) -> Piece:
+        try:
+            function = find(self.rooms[key], choice.name, trust=self.trust)
+        except RecipeError as error:
+            raise self.error(trail, str(error)) from None
+        return self.bound(function, choice, trail)
+
+    def bound(self, function: Function, choice: Choice, trail: Trail) -> Piece:
+        for option, sentence in faults(function, choice.options, choice.name):
+            raise self.error((*trail, choice.name, option), sentence)
+        return Piece(choice.name, bind(function, choice.options))
+
+    def term(self, index: int, task: Piece) -> Term:
+        written = self.recipe.losses[index]
+        trail: Trail = ("losses", index)
+        own = {k: v for k, v in written.options.items() if k not in ("weight", "layers")}
+        choice = Choice(name=written.name, options=own)
+        if choice.name == "task":
+            piece = self.bound(_made_by(task.function.func).loss, choice, trail)
+        else:
+            piece = self.piece("losses", choice, trail)
+        weight = self.weight(written, (*trail, written.name, "weight"))
+        layers = self.layers(written, (*trail, written.name, "layers"))
+        return Term(piece.name, piece.function, weight, layers)
+
+    def weight(self, loss: Choice, trail: Trail) -> float | partial[float]:
+        weight = loss.options.get("weight", 1.0)
+        if isinstance(weight, int | float) and not isinstance(weight, bool):
+            return float(weight)
+        try:
+            schedule = Choice.model_validate(as_choice(weight))
+        except ValueError:
+            raise self.error(
+                trail,
+                f"the weight of {loss.name} must be a number or a schedule, not {short(weight)}",
+            ) from None
+        return self.piece("weight", schedule, trail).function
+
+    def layers(self, loss: Choice, trail: Trail) -> str | dict[str, str] | None:
+        layers = loss.options.get("layers")
+        if layers is None or isinstance(layers, str):
+            return layers
+        if isinstance(layers, dict) and all(isinstance(path, str) for path in layers.values()):
+            return {student: str(teacher) for student, teacher in layers.items()}
+        raise self.error(
+            trail,
+            f"the layers of {loss.name} must be a word such as auto, or student path: "
+            f"teacher path, not {short(layers)}",
+        )
+
+    def error(self, trail: Trail, sentence: str) -> RecipeError:
+        return RecipeError(f"{self.recipe.place(*trail)}: {sentence}")
+
+
+def _made_by(task: Function) -> Any:
+    return task if inspect.isclass(task) else get_type_hints(task)["return"]
+
+
+def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = False) -> Resolved:
+    """Every name looked up, every option checked, before anything is loaded.
+
+    rooms: where the names under each key are looked up
+    trust: whether names with a colon may run the user's own file
+    Errors: `RecipeError` with the line, for the first thing that is not right.
+    """
+    lookup = _Lookup(recipe, rooms, trust)
+    task = lookup.one("task")
+    resolved = Resolved(
+        task=task,
+        teacher=lookup.maybe("teacher"),
+        student=lookup.maybe("student"),
+        teach=lookup.maybe("teach"),
+        losses=tuple(lookup.term(index, task) for index in range(len(recipe.losses))),
+        steps=lookup.many("steps"),
+        measure=lookup.many("measure"),
+        baselines=lookup.many("baselines"),
+        engine=lookup.one("engine"),
+    )
+    for trail, sentence in _nonsense(resolved):
+        raise lookup.error(trail, sentence)
+    return resolved
+
+
+def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
+    if recipe.student is None and recipe.teacher is None:
+        yield ("steps",), "there is no model to work on: name a student, a teacher, or both"
+    for index, step in enumerate(recipe.steps):
+        if step.name == "distill" and recipe.student is None:
+            yield ("steps", index), "distill needs a student to train: add the key student"
+        if step.name == "distill" and not recipe.losses:
+            yield ("steps", index), "distill needs something to learn from: add the key losses"
+    for index, term in enumerate(recipe.losses):
+        function = term.function
+        if term.name == "task":
+            continue
+        if inspect.isfunction(function.func) and "teacher" not in asks(function):
+            continue
+        if recipe.teach is None:
+            yield ("losses", index), f"{term.name} needs somebody to teach, and teach is null"
+        elif recipe.teacher is None and "student" not in asks(recipe.teach.function):
+            # A scheme that is given the student, such as its moving average, can teach by itself.
+            yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"

@@ -1,0 +1,106 @@
+"""The grammar of recipes as a JSON Schema, so that an editor completes and checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attar.recipe.checking import ROOMS
+from attar.recipe.paper import LISTS, Recipe
+from attar.resolve import Function, Room, describe, names, schema
+
+OWN_CODE = "^.+:[^:]+$"
+"""How a name looks that is looked up in the user's own file."""
+
+_TERM: dict[str, Any] = {
+    "weight": {
+        "description": "how much the loss counts: a number, or a schedule",
+        "oneOf": [{"type": "number"}, {"$ref": "#/$defs/weight"}],
+        "default": 1.0,
+    },
+    "layers": {
+        "description": "`auto`, or student path: teacher path",
+        "type": ["string", "object", "null"],
+        "additionalProperties": {"type": "string"},
+    },
+}
+
+# What the task's own loss may be told depends on the task, which only `check` can see.
+_TASK_LOSS: dict[str, Any] = {
+    "description": "The task's own loss: the true labels.",
+    "type": ["object", "null"],
+    "properties": {},
+}
+
+
+def json_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
+    """A JSON Schema (draft 2020-12) of recipes over these rooms.
+
+    It knows everything `check` knows but what one key means to another, such as losses that
+    need a teacher.
+    """
+    shared: dict[str, Any] = {}
+    for key, room in rooms.items():
+        known = {name: _options(name, f, shared) for name, f in names(room).items()}
+        if key == "losses":
+            known = {
+                name: about | {"properties": _TERM | about["properties"]}
+                for name, about in (known | {"task": _TASK_LOSS}).items()
+            }
+        shared[key] = _choice(known)
+    fields = Recipe.model_fields
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "attar recipe",
+        "type": "object",
+        "properties": {key: _key(key) for key in fields},
+        "required": [key for key, about in fields.items() if about.is_required()],
+        "additionalProperties": False,
+        "$defs": shared,
+    }
+
+
+def _key(key: str) -> dict[str, Any]:
+    if key == "name":
+        return {"type": ["string", "null"]}
+    if key == "seed":
+        return {"type": "integer", "default": 0}
+    choice = {"$ref": f"#/$defs/{key}"}
+    if key in LISTS:
+        return {"type": "array", "items": choice, "minItems": 1 if key == "steps" else 0}
+    return choice if key in ("task", "engine") else {"oneOf": [choice, {"type": "null"}]}
+
+
+def _choice(known: dict[str, Any]) -> dict[str, Any]:
+    own = {"type": ["object", "null"]}
+    return {
+        "oneOf": [
+            {"enum": [name for name, about in known.items() if not about.get("required")]},
+            {"type": "string", "pattern": OWN_CODE},
+            {
+                "type": "object",
+                "properties": known,
+                "patternProperties": {OWN_CODE: own},
+                "additionalProperties": False,
+                "minProperties": 1,
+                "maxProperties": 1,
+            },
+        ]
+    }
+
+
+def _options(name: str, function: Function, shared: dict[str, Any]) -> dict[str, Any]:
+    about = schema(function).model_json_schema()
+    shared |= about.pop("$defs", {})
+    options = {
+        option: {key: value for key, value in said.items() if key != "title"}
+        for option, said in about.get("properties", {}).items()
+    }
+    # `name:` with nothing after it sets no option, which is right where none is required.
+    type_ = "object" if about.get("required") else ["object", "null"]
+    return about | {
+        "title": name,
+        "description": describe(function).says,
+        "type": type_,
+        "properties": options,
+    }

@@ -1,0 +1,120 @@
+"""The report as one frozen paper: what was measured, of what, on what, at what cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attar.errors import DataError, nearest
+from attar.report import markdown, page, table
+from attar.report.contract import SCHEMA, check, plain, schema
+from attar.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found out.
+
+    recipe: the recipe; `text` is its YAML, `command` repeats the run, `name` titles the page
+    environment: where it was measured: cpu, cores, threads, batch, tokens, precision, versions
+    cost: what the run cost; `seconds` by step
+    plan: what was decided on the way (which layer answers to which), any JSON
+    verdict: plain sentences, as `verdict` writes them
+    history: by arm, entries of `step`, `loss` and, where validated, `score`
+    score_name: what `Row.score` measures
+    """
+
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    cost: Mapping[str, Any]
+    plan: Any = None
+    verdict: tuple[str, ...] = ()
+    history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    score_name: str = "score"
+
+    def row(self, name: str) -> Row:
+        """The first row of that name. Raises DataError where there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        names = [row.name for row in self.rows]
+        raise DataError(f"the report has no row {name!r}; {nearest(name, names)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`: strict JSON under the contract of `schema`."""
+        content: dict[str, Any] = plain(
+            {"schema": SCHEMA, **vars(self), "rows": [vars(row) for row in self.rows]}
+        )
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Report:
+        """A report from what `to_dict` made. Raises DataError where the contract is broken."""
+        check(content, schema())
+        fields = {key: value for key, value in content.items() if key != "schema"}
+        fields["rows"] = tuple(Row(**row) for row in fields["rows"])
+        fields["verdict"] = tuple(fields.get("verdict", ()))
+        return cls(**fields)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Report:
+        """The report in a `report.json`, or in the folder that holds one. Raises DataError."""
+        path = Path(path)
+        path = path / "report.json" if path.is_dir() else path
+        try:
+            return cls.from_dict(json.loads(path.read_text("utf-8")))
+        except OSError as error:
+            raise DataError(
+                f"{path} can't be read ({error.strerror}): has the run ended?"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON ({error}): run the recipe again") from error
+
+    def write(self, folder: str | Path) -> Path:
+        """Write report.json, report.md and report.html, each whole or not at all; the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        _write(folder / "report.json", content + "\n")
+        _write(folder / "report.md", self.markdown())
+        _write(folder / "report.html", self.html())
+        return folder
+
+    def table(self) -> str:
+        """The rows as an aligned table of plain text."""
+        return "\n".join(table.terminal(self.rows, self.score_name))
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: the table, then the verdict."""
+        told = [
+            textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  ")
+            for sentence in self.verdict
+        ]
+        return [self.table(), *[""] * bool(told), *told]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def html(self) -> str:
+        """The report as one page that needs nothing but itself."""
+        return page.html(self)
+
+    def markdown(self) -> str:
+        """The report for a repository or a pull request."""
+        return markdown.document(self)
+
+
+def _write(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, "utf-8", newline="\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

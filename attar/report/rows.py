@@ -1,0 +1,71 @@
+"""One measured model: a row of the report, and the part it plays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["teacher", "student", "export", "baseline"]
+
+WITHOUT_TEACHER = ("labels_only", "label_smoothing")
+"""Baselines that are the student itself, trained the same way but for its teacher."""
+
+BASELINES = (*WITHOUT_TEACHER, "pseudo_labels", "bag_of_words")
+"""Every baseline the verdict knows how to speak of."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one model in one runtime; None is a figure nobody measured.
+
+    name: `teacher`, `student`, a baseline's name, or the exported file's (`student.onnx`)
+    runtime: what ran it, with its version: "ONNX Runtime 1.31"
+    score: the one number models are compared by, higher is better
+    metrics: everything else that was scored; `examples` is the size of the test split
+    latency_ms: percentiles of one call in milliseconds, `p50` and `p95`
+    """
+
+    name: str
+    runtime: str
+    score: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    macs: int | None = None
+    size_bytes: int | None = None
+    latency_ms: Mapping[str, float] | None = None
+    memory_bytes: int | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """A figure that is not a number is a figure nobody has: it becomes None here, once."""
+        for name in ("score", "parameters", "macs", "size_bytes", "memory_bytes"):
+            object.__setattr__(self, name, finite(self.__dict__[name]))
+        if self.latency_ms is not None:
+            known = {key: ms for key, ms in self.latency_ms.items() if finite(ms) is not None}
+            object.__setattr__(self, "latency_ms", known or None)
+
+    def percentile(self, name: str) -> float | None:
+        """Milliseconds of one call at `p50` or `p95`; None where it was not timed."""
+        return None if self.latency_ms is None else self.latency_ms.get(name)
+
+    @property
+    def examples(self) -> int | None:
+        """How many test examples the score stands on, where the metrics say so."""
+        count = self.metrics.get("examples")
+        return int(count) if isinstance(count, int | float) and finite(count) else None
+
+    @property
+    def role(self) -> Role:
+        """The part this row plays, told from its name."""
+        if self.name == "student":
+            return "student"
+        if self.name.startswith("teacher"):
+            return "teacher"
+        return "export" if self.name.startswith("student") or "." in self.name else "baseline"
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is missing, infinite or not a number."""
+    return value if value is not None and math.isfinite(value) else None

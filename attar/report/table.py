@@ -1,0 +1,78 @@
+"""The rows as a table: which columns it has, and how it reads in a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from attar.report import figures
+from attar.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured figure: what it is called, where it stands in a row, how it is written."""
+
+    title: str
+    value: Callable[[Row], float | None]
+    show: Callable[[float], str]
+
+    def text(self, row: Row) -> str:
+        """The row's figure as people read it."""
+        value = self.value(row)
+        return figures.MISSING if value is None else self.show(value)
+
+
+def columns(rows: Sequence[Row], score_name: str = "score") -> tuple[Column, ...]:
+    """The columns in which at least one row has a figure."""
+    every = (
+        Column(score_name, lambda row: row.score, figures.score),
+        Column("parameters", lambda row: row.parameters, figures.count),
+        Column("MACs", lambda row: row.macs, figures.count),
+        Column("size", lambda row: row.size_bytes, figures.size),
+        Column("p50 ms", lambda row: row.percentile("p50"), figures.milliseconds),
+        Column("p95 ms", lambda row: row.percentile("p95"), figures.milliseconds),
+        Column("memory", lambda row: row.memory_bytes, figures.size),
+    )
+    return tuple(column for column in every if any(column.value(row) is not None for row in rows))
+
+
+def cells(rows: Sequence[Row], score_name: str) -> list[list[str]]:
+    """The table as text, its head first: the name, each figure, the runtime, notes if any."""
+    figured = columns(rows, score_name)
+    noted = any(row.note for row in rows)
+    head = ["model", *(column.title for column in figured), "runtime", *["note"] * noted]
+    body = [
+        [row.name, *(column.text(row) for column in figured), row.runtime, *[row.note] * noted]
+        for row in rows
+    ]
+    return [head, *body]
+
+
+def terminal(rows: Sequence[Row], score_name: str) -> list[str]:
+    """Aligned lines of plain text: names to the left, figures to the right."""
+    grid = [[" ".join(cell.split()) for cell in line] for line in cells(rows, score_name)]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    last = len(columns(rows, score_name))
+    lines = [
+        "  ".join(
+            cell.rjust(width) if 0 < place <= last else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in grid
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def markdown(rows: Sequence[Row], score_name: str) -> list[str]:
+    """The lines of a Markdown table."""
+    head, *body = [[escape(cell) for cell in line] for line in cells(rows, score_name)]
+    last = len(columns(rows, score_name))
+    rule = ["---:" if 0 < place <= last else ":---" for place in range(len(head))]
+    return [f"| {' | '.join(line)} |" for line in (head, rule, *body)]
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it stands: no tag, link, code or cell border begins in it."""
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", " ".join(text.split()))

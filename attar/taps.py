@@ -1,0 +1,114 @@
+"""Read activations by module path, without touching the model.
+
+A place to read is written `PATH`, `PATH[INDEX]` or either with `@POOL` behind it:
+
+    bert.encoder.layer.5              what the module gives (its first tensor)
+    bert.encoder.layer.5.attention.self[1]    the second of the tensors it gives
+    bert.encoder.layer.5@mean         its mean over the real tokens; `@first` takes the first token
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from attar.errors import LayerError, nearest
+
+POOLS = ("mean", "first")
+_PLACE = re.compile(r"^(?P<path>[^\[\]@]*)(?:\[(?P<index>\d+)\])?(?:@(?P<pool>\w+))?$")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to read: a module, which of its outputs, and how to pool it over the tokens."""
+
+    path: str
+    index: int
+    pool: str | None
+
+
+def place(text: str) -> Place:
+    """Parse `PATH[INDEX]@POOL`. Raises LayerError for any other form."""
+    match = _PLACE.match(text)
+    if match is None:
+        raise LayerError(f"{text!r} is not a layer: write a module path, as in 'encoder.layer.0@mean'.")
+    pool = match["pool"]
+    if pool is not None and pool not in POOLS:
+        raise LayerError(f"{text!r} pools by {pool!r}; {nearest(pool, POOLS)}")
+    return Place(match["path"], int(match["index"] or 0), pool)
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path. Raises LayerError with the nearest path there is."""
+    modules = dict(model.named_modules())
+    if path not in modules:
+        raise LayerError(f"{type(model).__name__} has no layer {path!r}; {nearest(path, modules)}")
+    return modules[path]
+
+
+def first_tensor(output: Any, index: int = 0) -> Tensor | None:
+    """The index-th tensor of whatever a module returned; None where there is none."""
+    if isinstance(output, Tensor):
+        return output if index == 0 else None
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, Sequence) and index < len(output):
+        return first_tensor(output[index])
+    return None
+
+
+def pooled(feature: Tensor, mask: Tensor | None, pool: str | None) -> Tensor:
+    """A (rows, length, width) activation pooled to (rows, width) over its real tokens."""
+    if pool is None or feature.dim() < 3:
+        return feature
+    if pool == "first":
+        return feature[:, 0]
+    if mask is None or feature.dim() > 3:
+        return feature.flatten(2).mean(2) if feature.dim() > 3 else feature.mean(1)
+    real = mask.to(feature.dtype).unsqueeze(-1)
+    return (feature * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+@contextmanager
+def tapped(
+    model: nn.Module, layers: Sequence[str]
+) -> Iterator[Callable[[Tensor | None], dict[str, Tensor]]]:
+    """Listen at the named places while the model runs inside the `with`.
+
+    Yields a function of the mask (rows, length) that gives what was heard, by the name asked for.
+    Raises LayerError where a path names nothing, or a module gave no such tensor.
+    """
+    places = {text: place(text) for text in layers}
+    heard: dict[str, Any] = {}
+
+    def listen(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            heard[path] = output
+
+        return hook
+
+    paths = {where.path for where in places.values()}
+    handles = [module_at(model, path).register_forward_hook(listen(path)) for path in paths]
+
+    def read(mask: Tensor | None) -> dict[str, Tensor]:
+        features = {}
+        for text, where in places.items():
+            tensor = first_tensor(heard.get(where.path), where.index)
+            if tensor is None:
+                raise LayerError(
+                    f"Layer {text!r} of {type(model).__name__} gave no tensor at index "
+                    f"{where.index}; attention maps need a model loaded with eager attention."
+                )
+            features[text] = pooled(tensor, mask, where.pool)
+        return features
+
+    try:
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,5 @@
+"""LOAD: what the problem is: data, networks, forward, loss, score."""
+
+from attar.tasks import text
+
+__all__ = ["text"]

@@ -1,0 +1,5 @@
+"""Tasks over text."""
+
+from attar.tasks.text.labelled import classification
+
+__all__ = ["classification"]

@@ -1,0 +1,238 @@
+"""Text classification: sentences in, one of the named classes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attar.errors import DataError, ModelError
+from attar.taps import tapped
+from attar.tasks.sampling import Batches
+from attar.tasks.text import networks, reading
+from attar.tasks.text.splitting import Split, split
+from attar.types import IGNORE, Batch, Knowledge
+
+
+class classification:  # noqa: N801  (a recipe names it, so it is spelled like the functions)
+    """Text classification from csv, tsv, jsonl, parquet, a folder of these, or `datasets`.
+
+    dataset: file, folder with a file per split (train, validation, test, unlabelled), or hub name
+    test: the file to test on; without one a fifth of the data is held out
+    columns: {text: NAME, label: NAME} where they can't be found by their usual names
+    max_length: tokens of a text that a model sees
+    labelled_per_class: keep so many labels a class; the rest becomes an unlabelled pool
+    validation: share of the training data held out for every choice; none of it is trained on
+    """
+
+    kind = "text.classification"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        dataset: str,
+        test: str | None = None,
+        columns: dict[str, str] | None = None,
+        max_length: int = 128,
+        labelled_per_class: int | None = None,
+        validation: float = 0.1,
+    ) -> None:
+        tables = reading.read(dataset, columns)
+        if test is not None:
+            tables |= reading.read(test, columns, only="test")
+        found: Split = split(tables, seed, labelled_per_class, validation)
+        self.classes = found.classes
+        self.rows = found.rows
+        self.notes = found.notes
+        self.max_length = max_length
+        self._seed = seed
+        self._texts = found.texts
+        self._labels = torch.tensor(found.labels)
+        self._shown = torch.tensor(found.shown)
+        self._keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in self._texts]
+        self._tokenizer: Any = None
+        self._encoded: dict[int, tuple[Any, dict[str, list[int]]]] = {}
+        self._median = self._typical()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The training texts, labelled or not: all that a student may be fitted to."""
+        return tuple(self._texts[row] for row in self.rows["train"])
+
+    @property
+    def labelled(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The texts whose labels may be learned from, and those labels."""
+        rows = self.rows["labelled"]
+        return tuple(self._texts[r] for r in rows), tuple(int(self._labels[r]) for r in rows)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether there are training texts without a label."""
+        return len(self.rows["labelled"]) < len(self.rows["train"])
+
+    def size(self, part: str) -> int:
+        """The number of examples of a part of the data."""
+        return len(self.rows[part])
+
+    def load(self, name: str | nn.Module, *, new_head: bool = False) -> nn.Module:
+        """A sequence classifier for this task's classes, with its tokenizer as `.tokenizer`.
+
+        name: a `transformers` folder or hub name, `package:NAME` for weights that an installed
+            package carries, an .onnx file, or the user's own module called as
+            `model(input_ids=..., attention_mask=...)`
+        new_head: replace a head that was trained for other classes
+        Raises ModelError where the model can't be had or does not fit.
+        """
+        if isinstance(name, nn.Module):
+            model = networks.adopt(name, self._tokenizer)
+        else:
+            model = networks.load(name, self.classes, new_head=new_head)
+        networks.check_length(model, self.max_length)
+        self._tokenizer = self._tokenizer or model.tokenizer
+        return model
+
+    def batches(
+        self, part: str = "train", *, batch_size: int = 32, seed: int | None = None
+    ) -> Batches:
+        """An endless, seeded, resumable stream over `train` or `labelled`."""
+        return Batches(
+            self._batch,
+            self.rows[part],
+            [len(text) for text in self._texts],
+            batch_size=batch_size,
+            seed=self._seed if seed is None else seed,
+        )
+
+    def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
+        """Every example of a part once, the like in length together."""
+        rows = sorted(self.rows[part], key=lambda row: (len(self._texts[row]), row))
+        for start in range(0, len(rows), batch_size):
+            yield self._batch(rows[start : start + batch_size])
+
+    def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
+        """What a model makes of a batch: logits (rows, classes) and the features of some layers."""
+        inputs = self.encode(model, batch.inputs)
+        mask = inputs["attention_mask"]
+        with tapped(model, layers) as heard:
+            logits = networks.logits(model(**inputs))
+        if logits.shape != (len(batch), len(self.classes)):
+            raise ModelError(
+                f"{type(model).__name__} gave answers of shape {tuple(logits.shape)} for "
+                f"{len(batch)} texts; this task has {len(self.classes)} classes."
+            )
+        return Knowledge(logits.float(), heard(mask), mask)
+
+    def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy with the true labels, over the rows whose label is known."""
+        labels = batch.labels.to(knowledge.logits.device)
+        if bool((labels == IGNORE).all()):
+            return knowledge.logits.sum() * 0.0
+        return F.cross_entropy(
+            knowledge.logits, labels, ignore_index=IGNORE, label_smoothing=label_smoothing
+        )
+
+    def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
+        """Accuracy and macro-F1 on a part whose labels are all known."""
+        return self.judge(self.answers(model, part).argmax(1).numpy(), part)
+
+    def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
+        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
+        truth = self._labels[list(self.rows[part])].numpy()
+        accuracy = float((predicted == truth).mean())
+        return {
+            "score": accuracy,
+            "accuracy": accuracy,
+            "macro_f1": _macro_f1(predicted, truth),
+            "examples": len(truth),
+        }
+
+    @torch.no_grad()
+    def answers(self, model: nn.Module, part: str) -> Tensor:
+        """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`."""
+        training = model.training
+        model.eval()
+        by_key = {}
+        for batch in self.sweep(part):
+            logits = self.forward(model, batch).logits.cpu()
+            by_key.update(zip(batch.keys, logits, strict=True))
+        model.train(training)
+        return torch.stack([by_key[self._keys[row]] for row in self.rows[part]])
+
+    def texts_of(self, part: str) -> tuple[str, ...]:
+        """The texts of a part, in the order of `rows[part]`."""
+        return tuple(self._texts[row] for row in self.rows[part])
+
+    def example(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The model's inputs for one training text of median length."""
+        return self.encode(model, [self._median])
+
+    def calibration(self, model: nn.Module, examples: int = 32) -> Mapping[str, Tensor]:
+        """The model's inputs for some training texts of all lengths, as one padded batch."""
+        ordered = sorted(self.texts, key=len)
+        step = max(1, len(ordered) // examples)
+        return self.encode(model, ordered[::step][:examples])
+
+    def encode(self, model: nn.Module, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and mask, each (rows, length), by the model's own tokenizer and device."""
+        tokenizer = networks.tokenizer_of(model)
+        _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
+        if new := [text for text in dict.fromkeys(texts) if text not in known]:
+            ids = tokenizer(new, truncation=True, max_length=self.max_length)["input_ids"]
+            known.update(zip(new, ids, strict=True))
+        rows = [known[text] for text in texts]
+        longest = max(1, *map(len, rows))
+        ids = torch.full((len(rows), longest), tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for n, row in enumerate(rows):
+            ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[n, : len(row)] = 1
+        device = networks.device_of(model)
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """What decides, beside the weights, what a model makes of a text."""
+        return {
+            "tokenizer": networks.digest(networks.tokenizer_of(model)),
+            "max_length": self.max_length,
+            "classes": list(self.classes),
+        }
+
+    def digest(self) -> str:
+        """A hash of the data and its splits: what a trained teacher depends on."""
+        state = hashlib.sha256()
+        for part in ("labelled", "train", "validation"):
+            for row in self.rows[part]:
+                state.update(f"{part} {self._keys[row]} {int(self._shown[row])}\n".encode())
+        return state.hexdigest()[:16]
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the model's tokenizer beside it."""
+        networks.tokenizer_of(model).save_pretrained(folder)
+
+    def _batch(self, rows: Sequence[int]) -> Batch:
+        return Batch(
+            tuple(self._texts[row] for row in rows),
+            self._shown[list(rows)],
+            tuple(self._keys[row] for row in rows),
+        )
+
+    def _typical(self) -> str:
+        ordered = sorted(self.texts, key=lambda text: (len(text.split()), len(text)))
+        if not ordered:
+            raise DataError("There is no training text left; lower `validation`.")
+        return ordered[len(ordered) // 2]
+
+
+def _macro_f1(predicted: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+    """The mean over classes of 2 TP / (2 TP + FP + FN); classes that never occur are left out."""
+    size = int(max(predicted.max(), truth.max())) + 1
+    hits = np.bincount(truth[predicted == truth], minlength=size)
+    either = np.bincount(truth, minlength=size) + np.bincount(predicted, minlength=size)
+    return float((2 * hits[either > 0] / either[either > 0]).mean())

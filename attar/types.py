@@ -1,0 +1,142 @@
+"""The words the rooms share: Batch, Knowledge, Lesson, and the shapes of what is handed around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100
+"""The label of an example whose label is not known (torch's own `ignore_index`)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, as the task hands them out, before any model's own preprocessing.
+
+    inputs: what `forward` takes, one entry a row (for text a tuple of strings)
+    labels: (rows,) int64; `IGNORE` where the label is not known
+    keys: one content hash a row, the address of its knowledge in a store
+    """
+
+    inputs: Any
+    labels: Tensor
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of the rows, as a batch."""
+        return Batch(self.inputs[start:stop], self.labels[start:stop], self.keys[start:stop])
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a model makes of one batch; whoever produced it, it has this shape.
+
+    logits: (rows, classes) float
+    features: by layer path, each (rows, length, width), (rows, heads, length, length)
+        or pooled (rows, width)
+    mask: (rows, length) of 1 for what is real and 0 for padding; None where nothing is padded
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> Knowledge:
+        """What was made of some of the rows, without the padding that only the others needed."""
+        mask = None if self.mask is None else self.mask[start:stop]
+        features = {path: feature[start:stop] for path, feature in self.features.items()}
+        if mask is not None:
+            padded, longest = mask.shape[1], int(mask.sum(1).max())
+            features = {path: _cut(each, padded, longest) for path, each in features.items()}
+            mask = mask[:, :longest]
+        return Knowledge(self.logits[start:stop], features, mask)
+
+    def detach(self) -> Knowledge:
+        """The same knowledge, through which no gradient can flow."""
+        return Knowledge(
+            self.logits.detach(),
+            {path: feature.detach() for path, feature in self.features.items()},
+            None if self.mask is None else self.mask.detach(),
+        )
+
+
+def _cut(feature: Tensor, padded: int, length: int) -> Tensor:
+    """An activation over `padded` tokens cut to its first `length`; pooled ones stay as they are."""
+    if feature.dim() == 3 and feature.shape[1] == padded:
+        return feature[:, :length]
+    if feature.dim() == 4 and feature.shape[2:] == (padded, padded):
+        return feature[:, :, :length, :length]
+    return feature
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch together with what the teacher makes of it (None where nobody teaches)."""
+
+    batch: Batch
+    teacher: Knowledge | None
+
+
+class Forward(Protocol):
+    """How a model is asked: the task's `forward`, bound to the layers that are wanted."""
+
+    def __call__(self, model: nn.Module, batch: Batch, /) -> Knowledge: ...
+
+
+Example = Callable[[nn.Module], Mapping[str, Tensor]]
+"""Gives, for a model, the named inputs of one typical example after the model's preprocessing."""
+
+Score = Callable[[nn.Module], Mapping[str, float]]
+"""Scores a model on held-out data; `score` is the one number that choices are made by."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Whatever must survive a crash."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
+
+
+@runtime_checkable
+class Quantized(Protocol):
+    """A module whose weight is kept in few bits; `dequantized` is its float twin."""
+
+    bits: int
+
+    def dequantized(self) -> nn.Module: ...
+
+
+class Engine(Protocol):
+    """Where the arithmetic runs; the loop and the schemes know nothing else about machines."""
+
+    is_main: bool
+    precision: str
+
+    def prepare(self, module: nn.Module) -> nn.Module: ...
+
+    def autocast(self) -> Any: ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], clip: float
+    ) -> float: ...
+
+    def track(self, name: str, thing: Stateful) -> None: ...
+
+    def save(self, step: int, *, force: bool = False) -> None: ...
+
+    def resume(self) -> int: ...
+
+
+Batches = Iterator[Batch]
+Lessons = Iterator[Lesson]
