@@ -53,7 +53,8 @@ class Knowledge:
         mask = None if self.mask is None else self.mask[start:stop]
         features = {path: feature[start:stop] for path, feature in self.features.items()}
         if mask is not None:
-            padded, longest = mask.shape[1], int(mask.sum(1).max())
+            # A row may have no real token at all; a model is still shown one place of padding.
+            padded, longest = mask.shape[1], max(1, int(mask.sum(1).max()))
             features = {path: _cut(each, padded, longest) for path, each in features.items()}
             mask = mask[:, :longest]
         return Knowledge(self.logits[start:stop], features, mask)
@@ -68,7 +69,7 @@ class Knowledge:
 
 
 def _cut(feature: Tensor, padded: int, length: int) -> Tensor:
-    """An activation over `padded` tokens cut to its first `length`; pooled ones stay as they are."""
+    """An activation over `padded` tokens cut to its first `length`; a pooled one stays as it is."""
     if feature.dim() == 3 and feature.shape[1] == padded:
         return feature[:, :length]
     if feature.dim() == 4 and feature.shape[2:] == (padded, padded):
@@ -103,7 +104,13 @@ class Stateful(Protocol):
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+class Stream(Stateful, Protocol):
+    """Batches that can go on where they stood, and are no further than what was asked for."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @runtime_checkable
@@ -132,6 +139,8 @@ class Engine(Protocol):
     ) -> float: ...
 
     def track(self, name: str, thing: Stateful) -> None: ...
+
+    def feed(self, batches: Stream) -> Iterator[Batch]: ...
 
     def save(self, step: int, *, force: bool = False) -> None: ...
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +27,29 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Texts with their labels; a label is None where the source leaves it open."""
+    """Texts with their labels; a label is None where the source leaves it open.
+
+    lines: where each row stands in the source, counted in its `unit`s (line or row)
+    """
 
     source: str
     texts: tuple[str, ...]
     labels: tuple[str | None, ...]
+    lines: Sequence[int]
+    unit: str = "line"
+
+    def at(self, row: int) -> str:
+        """Where a row stands, as the beginning of a sentence."""
+        return f"{self.source}, {self.unit} {self.lines[row]}"
 
 
-Columns = dict[str, list[Any]]
+@dataclass(frozen=True)
+class Content:
+    """What a source holds, before it is known which columns matter."""
+
+    columns: dict[str, list[Any]]
+    lines: Sequence[int]
+    unit: str = "line"
 
 
 def read(
@@ -49,23 +66,28 @@ def read(
     if unknown := set(columns) - {"text", "label"}:
         word = min(unknown)
         raise DataError(f"columns has no {word!r}; {nearest(word, ('text', 'label'))}")
+    if not dataset.strip():
+        raise DataError("The name of the dataset is empty; give a file, a folder or a hub name.")
     path = Path(dataset).expanduser()
     if path.is_file():
         name = only or "train"
-        return {name: _table(path.name, _read_file(path), columns, name != "unlabelled")}
+        return {name: _table(str(path), _read_file(path), columns, name != "unlabelled")}
+    if path.is_dir() and only is not None:
+        raise DataError(f"{path} is a folder; give the one file to {only} on.")
     if path.is_dir():
         return _read_folder(path, columns)
-    if only is not None or path.suffix in _READERS or path.suffix == ".gz" or dataset[0] in "./~":
+    if only is not None or path.suffix.lower() in _FILES or dataset[0] in "./~":
         raise DataError(f"There is no file {dataset!r} (looked in {Path.cwd()}).")
     return _read_datasets(dataset, columns)
 
 
 def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
+    entries = sorted(folder.iterdir())
     tables = {}
     for split, stems in SPLITS.items():
         files = [
             path
-            for path in sorted(folder.iterdir())
+            for path in entries
             if path.name.split(".")[0].lower() in stems and _reader(path) is not None
         ]
         if len(files) > 1:
@@ -73,9 +95,12 @@ def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
             raise DataError(f"{folder} has more than one file for {split}: {names}; keep one.")
         if files:
             content = _read_file(files[0])
-            tables[split] = _table(files[0].name, content, columns, split != "unlabelled")
+            tables[split] = _table(str(files[0]), content, columns, split != "unlabelled")
     if "train" not in tables:
-        raise DataError(f"{folder} has no train file (train.csv, .tsv, .jsonl or .parquet).")
+        listed = ", ".join(path.name for path in entries[:9]) or "nothing"
+        raise DataError(
+            f"{folder} has no train file (train.csv, .tsv, .jsonl or .parquet); it has {listed}."
+        )
     return tables
 
 
@@ -89,158 +114,227 @@ def _read_datasets(name: str, columns: dict[str, str]) -> dict[str, Table]:
     try:
         splits = datasets.load_dataset(repository, configuration or None)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{name!r} is no file here and `datasets` can't load it: {reason}") from error
+        raise DataError(
+            f"{name!r} is no file here and `datasets` can't load it: {_reason(error)}"
+        ) from error
     tables = {}
     for split, stems in SPLITS.items():
         if found := next((stem for stem in stems if stem in splits), None):
             rows = splits[found]
-            content: Columns = {column: list(rows[column]) for column in rows.column_names}
+            content = {column: list(rows[column]) for column in rows.column_names}
             for column, feature in rows.features.items():
                 if isinstance(feature, datasets.ClassLabel):
-                    content[column] = [feature.names[n] for n in content[column]]
-            tables[split] = _table(f"{name}/{found}", content, columns, split != "unlabelled")
+                    content[column] = [_named(feature.names, n) for n in content[column]]
+            rows_of = Content(content, range(1, len(rows) + 1), "row")
+            tables[split] = _table(f"{name}/{found}", rows_of, columns, split != "unlabelled")
     if "train" not in tables:
         raise DataError(f"{name!r} has no train split, only {', '.join(splits)}.")
     return tables
 
 
-def _table(source: str, content: Columns, columns: dict[str, str], labelled: bool) -> Table:
-    if not content or not any(content.values()):
+def _named(names: Sequence[str], number: int | None) -> str | None:
+    """The name of a class; `datasets` writes -1 where a label is kept secret."""
+    return None if number is None or number < 0 else names[number]
+
+
+def _table(source: str, content: Content, columns: dict[str, str], labelled: bool) -> Table:
+    if not content.lines:
         raise DataError(f"{source} holds no rows.")
-    label = _column(source, content, "label", columns.get("label"), LABEL_NAMES, labelled)
-    text = _column(source, content, "text", columns.get("text"), TEXT_NAMES, True, spare=label)
-    texts = tuple("" if _missing(value) else str(value) for value in content[text or ""])
-    if label is None:
-        return Table(source, texts, (None,) * len(texts))
-    return Table(source, texts, tuple(_label(value) for value in content[label]))
+    names = list(content.columns)
+    label = _column(source, names, "label", columns.get("label"), LABEL_NAMES, labelled)
+    text = _column(source, names, "text", columns.get("text"), TEXT_NAMES, True, spare=label)
+    if text == label:
+        raise DataError(f"{source}: the column {text!r} can't be both the text and the label.")
+    texts = tuple(_plain(source, content, text, n) or "" for n in range(len(content.lines)))
+    labels: tuple[str | None, ...] = (None,) * len(texts)
+    if label is not None:
+        labels = tuple(_label(_plain(source, content, label, n)) for n in range(len(texts)))
+    return Table(source, texts, labels, content.lines, content.unit)
 
 
 def _column(
     source: str,
-    content: Columns,
+    names: Sequence[str],
     role: str,
     named: str | None,
     usual: Sequence[str],
     needed: bool,
     spare: str | None = None,
 ) -> str | None:
+    if named in names or (named is not None and not needed):
+        return named if named in names else None
     if named is not None:
-        if named not in content:
-            if not needed:
-                return None
-            raise DataError(f"{source} has no column {named!r}; {nearest(named, content)}")
-        return named
-    lowered = {str(column).strip().lower(): column for column in content}
-    if found := next((lowered[name] for name in usual if name in lowered), None):
-        return found
-    others = [column for column in content if column != spare]
+        raise DataError(f"{source} has no column {named!r}; {nearest(named, names)}")
+    others = [name for name in names if name != spare]
+    found = [name for name in others if name.strip().lower() == role]
+    found = found or [name for name in others if name.strip().lower() in usual]
     if role == "text" and len(others) == 1:
-        return others[0]
+        found = others
+    if len(found) == 1:
+        return found[0]
     if not needed:
         return None
-    listed = ", ".join(map(str, content))
+    several = f"several columns that could be the {role} ({', '.join(found)})"
+    none = f"no column that is plainly the {role} (it has: {', '.join(names)})"
     raise DataError(
-        f"{source} has no column that is plainly the {role} (it has: {listed}); "
-        f"name it with `columns: {{{role}: NAME}}`."
+        f"{source} has {several if found else none}; name it with `columns: {{{role}: NAME}}`."
     )
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _label(value: Any) -> str | None:
-    if _missing(value):
+def _plain(source: str, content: Content, column: str | None, row: int) -> str | None:
+    """A value as a string; None where it is missing."""
+    value = content.columns[column or ""][row]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    place = f"{source}, {content.unit} {content.lines[row]}"
+    if isinstance(value, list | tuple | dict | bytes):
+        kind = type(value).__name__
+        raise DataError(f"{place}: the column {column!r} holds {kind}, where one string is needed.")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value).strip()
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{place}: the column {column!r} holds half of a character (a surrogate).")
+    return text
+
+
+def _label(text: str | None) -> str | None:
+    text = (text or "").strip()
     return None if text == "" or text.lower() == "nan" else text
 
 
-def _read_file(path: Path) -> Columns:
+def _read_file(path: Path) -> Content:
     reader = _reader(path)
     if reader is None:
         raise DataError(f"{path} is of no known kind; give csv, tsv, jsonl (or .gz), or parquet.")
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); re-save it.") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
+        raise DataError(f"{path}, line {_not_utf8(path)} is not UTF-8; re-save it as UTF-8.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} can't be read: {_reason(error)}") from error
 
 
-def _reader(path: Path) -> Callable[[Path], Columns] | None:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return _READERS.get(suffixes[-1].lower()) if suffixes else None
+def _reason(error: Exception) -> str:
+    """The first line of an error, which is all that a sentence has room for."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _reader(path: Path) -> Callable[[Path], Content] | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return _READERS.get(suffixes[-1]) if suffixes else None
+
+
+def _binary(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(_binary(path), encoding="utf-8-sig", newline="")
 
 
-def _read_delimited(path: Path) -> Columns:
+def _not_utf8(path: Path) -> int:
+    """The first line that can't be decoded; no character of UTF-8 reaches over a line's end."""
+    with _binary(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_delimited(path: Path) -> Content:
     csv.field_size_limit(2**31 - 1)
     with _open(path) as file:
         head = file.readline()
         file.seek(0)
-        delimiter = "\t" if ".tsv" in path.suffixes else max(",;\t", key=head.count)
+        delimiter = max(",;\t|", key=lambda sign: len(next(csv.reader([head], delimiter=sign), [])))
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            return _columns(path, csv.DictReader(file, delimiter=delimiter, strict=True))
+            return _columns(path, rows)
         except csv.Error as error:
-            raise DataError(f"{path} is not well-formed: {error}.") from error
-
-
-def _columns(path: Path, rows: csv.DictReader[str]) -> Columns:
-    names = rows.fieldnames or []
-    content: Columns = {name: [] for name in names}
-    for row in rows:
-        if row.get(None) or None in row.values():  # type: ignore[call-overload]
             raise DataError(
-                f"{path}, line {rows.line_num}: {len(names)} columns are named in the first line, "
-                "but this one has another number; quote texts that hold the delimiter."
+                f"{path}, line {rows.line_num} is not well-formed: {error}; check its quotes."
+            ) from error
+
+
+def _columns(path: Path, rows: Any) -> Content:
+    names: list[str] = next(rows, [])
+    if double := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"{path} names the column {min(double)!r} twice; rename one.")
+    cells: list[list[str]] = []
+    lines: list[int] = []
+    line = rows.line_num + 1
+    for row in rows:
+        if row and len(row) != len(names):
+            raise DataError(
+                f"{path}, line {line}: {len(names)} columns are named in the first line, but this "
+                f"one has {len(row)}; quote texts that hold the delimiter."
             )
-        for name in names:
-            content[name].append(row[name])
-    return content
+        if row:
+            cells.append(row)
+            lines.append(line)
+        line = rows.line_num + 1
+    columns = zip(*cells, strict=True) if cells else ([] for _ in names)
+    return Content({name: list(column) for name, column in zip(names, columns, strict=True)}, lines)
 
 
-def _read_jsonl(path: Path) -> Columns:
-    rows: list[dict[str, Any]] = []
+def _read_jsonl(path: Path) -> Content:
+    rows: list[Any] = []
+    lines: list[int] = []
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    rows.append(json.loads(line))
                 except ValueError as error:
                     raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number} is not a JSON object.")
-                rows.append(row)
+                lines.append(number)
+    return _objects(path, rows, lines, "line")
+
+
+def _read_json(path: Path) -> Content:
+    """A list of objects; or, since many call it so, JSON lines."""
+    with _open(path) as file:
+        if file.read(64).lstrip()[:1] != "[":
+            return _read_jsonl(path)
+        file.seek(0)
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}.") from error
+    return _objects(path, rows, range(1, len(rows) + 1), "row")
+
+
+def _objects(path: Path, rows: list[Any], lines: Sequence[int], unit: str) -> Content:
+    for row, line in zip(rows, lines, strict=True):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, {unit} {line} is not a JSON object.")
     names: Iterable[str] = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    return Content({name: [row.get(name) for row in rows] for name in names}, lines, unit)
 
 
-def _read_parquet(path: Path) -> Columns:
+def _read_parquet(path: Path) -> Content:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtra("pyarrow", "data", f"reading {path.name}") from error
     try:
-        content: Columns = pyarrow.parquet.read_table(path).to_pydict()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a parquet file: {error}.") from error
-    return content
+        table = pyarrow.parquet.read_table(path)
+        columns: dict[str, list[Any]] = table.to_pydict()
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise DataError(f"{path} can't be read as parquet: {_reason(error)}") from error
+    return Content(columns, range(1, table.num_rows + 1), "row")
 
 
-_READERS: dict[str, Callable[[Path], Columns]] = {
+_READERS: dict[str, Callable[[Path], Content]] = {
     ".csv": _read_delimited,
     ".tsv": _read_delimited,
     ".jsonl": _read_jsonl,
-    ".json": _read_jsonl,
+    ".json": _read_json,
     ".parquet": _read_parquet,
 }
+_FILES = (*_READERS, ".gz", ".txt", ".xlsx", ".xls", ".zip")
+"""Endings that no name of a dataset has, so that a missing file is not looked for on the hub."""
