@@ -66,13 +66,9 @@ def trained(
     build: makes the untrained network, to put found weights into
     train: trains on the given engine, which keeps checkpoints in the folder
     """
-    if (folder / "done.json").is_file():
-        model = build()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        curve = Curve()
-        curve.load_state_dict(json.loads((folder / "done.json").read_text()))
-        screen.say(f"{title}: found, trained earlier ({curve.seconds:.0f} s).")
-        return model.eval(), curve, True
+    if (known := found(folder, build)) is not None:
+        screen.say(f"{title}: found, trained earlier ({known[1].seconds:.0f} s).")
+        return *known, True
     here = engine.at(folder / "checkpoints")
     curve = Curve()
     here.track("curve", curve)
@@ -86,6 +82,22 @@ def trained(
     _keep(model, curve, folder)
     here.forget()
     return model, curve, False
+
+
+def done(folder: Path) -> bool:
+    """Whether the training that this folder is for has ended."""
+    return (folder / "done.json").is_file()
+
+
+def found(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, Curve] | None:
+    """The model and the curve of a training that is done; None where it is not."""
+    if not done(folder):
+        return None
+    model = build()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    curve = Curve()
+    curve.load_state_dict(json.loads((folder / "done.json").read_text()))
+    return model.eval(), curve
 
 
 def _keep(model: nn.Module, curve: Curve, folder: Path) -> None:

@@ -59,7 +59,8 @@ def pseudo_labels(loss: Loss, scheme: Scheme) -> Arm:
 
 
 class _Labelled(Protocol):
-    labelled: tuple[tuple[str, ...], tuple[int, ...]]
+    @property
+    def labelled(self) -> tuple[tuple[str, ...], tuple[int, ...]]: ...
 
     def texts_of(self, part: str) -> tuple[str, ...]: ...
 

@@ -114,7 +114,7 @@ class local:  # noqa: N801  (a recipe names it, so it is spelled like the functi
         return norm
 
     def track(self, name: str, thing: Stateful) -> None:
-        """Keep a thing's state in every checkpoint; one met again after a crash gets its state back.
+        """Keep a thing's state in every checkpoint; met again after a crash, it gets it back.
 
         A scheme registers its state when its generator first runs, which is after `resume`.
         Raises EngineError where the checkpoint holds the state of something else.
@@ -279,7 +279,9 @@ def _read(folder: Path) -> Any:
             raise ValueError("the checksum differs")
         return _unflatten(facts["state"], load_file(folder / "tensors.safetensors"))
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise EngineError(f"The checkpoint {folder} is damaged; delete it to start over.") from error
+        raise EngineError(
+            f"The checkpoint {folder} is damaged; delete it to start over."
+        ) from error
 
 
 def _checksum(folder: Path, skeleton: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attar import arms, distill, export, students, teach
-from attar.baselines import Arm
+from attar.baselines import Arm, Scheme
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import RecipeError
@@ -65,6 +65,19 @@ class Teaching:
     terms: tuple[distill.Term, ...]
     student_layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A recipe's models before anything is trained, and how the student is to be taught.
+
+    trained: whether the teacher already knows the task
+    """
+
+    teacher: nn.Module | None
+    trained: bool
+    student: nn.Module
+    taught: Teaching
 
 
 def run(
@@ -135,27 +148,57 @@ def cache_folder() -> Path:
 
 def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     """The teacher: loaded, or trained now, or found trained by an earlier run."""
-    if here.plan.teacher is None:
-        return None
+    folder = teacher_kept(here)
+    if here.plan.teacher is None or folder is None:
+        return _as_it_is(here)[0]
     make = here.plan.teacher.function
     torch.manual_seed(here.recipe.seed)
-    if "engine" not in asks(make):
-        return ask(make, {"task": here.task})  # type: ignore[no-any-return]
-    options = make.keywords
-    facts = (here.task.digest(), here.task.classes, here.task.max_length, here.recipe.seed)
-    key = arms.key(here.plan.teacher.name, options, facts, here.engine.precision)
 
     def train(engine: local, watch: Watch) -> nn.Module:
         return ask(make, {"task": here.task, "engine": engine, "watch": watch})  # type: ignore[no-any-return]
 
-    folder = here.cache / "teachers" / key
-    build = partial(here.task.load, options["model"], new_head=True)
+    build = partial(_built, here)
     teacher, curve, _ = arms.trained(
         "Training the teacher", folder, here.engine, here.screen, build, train
     )
     book.note("teacher", curve)
     export.transformers(teacher, _teacher_folder(here))
     return teacher
+
+
+def teacher_kept(here: Setting) -> Path | None:
+    """The folder that the recipe's trained teacher has in the cache; None where none is trained."""
+    if here.plan.teacher is None or "engine" not in asks(here.plan.teacher.function):
+        return None
+    options = here.plan.teacher.function.keywords
+    facts = (here.task.digest(), here.task.classes, here.task.max_length, here.recipe.seed)
+    key = arms.key(here.plan.teacher.name, options, facts, here.engine.precision)
+    return here.cache / "teachers" / key
+
+
+def cast(here: Setting, book: Book) -> Cast:
+    """The models as they are found, nothing trained or written: for a look ahead."""
+    teacher, trained = _as_it_is(here)
+    student = build_student(here, teacher)
+    return Cast(teacher, trained, student, teaching(here, teacher, student, book))
+
+
+def _as_it_is(here: Setting) -> tuple[nn.Module | None, bool]:
+    """The teacher without training it, and whether it knows the task; if not, its head is new."""
+    if here.plan.teacher is None:
+        return None, False
+    folder = teacher_kept(here)
+    torch.manual_seed(here.recipe.seed)
+    if folder is None:
+        return ask(here.plan.teacher.function, {"task": here.task}), True
+    known = arms.found(folder, partial(_built, here))
+    return (_built(here), False) if known is None else (known[0], True)
+
+
+def _built(here: Setting) -> nn.Module:
+    """The network that the recipe's teacher is trained from, under a new head."""
+    assert here.plan.teacher is not None
+    return here.task.load(here.plan.teacher.function.keywords["model"], new_head=True)
 
 
 def _teacher_folder(here: Setting) -> Path:
@@ -168,7 +211,7 @@ def build_student(here: Setting, teacher: nn.Module | None) -> nn.Module:
         assert teacher is not None
         return copy.deepcopy(teacher)
     torch.manual_seed(here.recipe.seed)
-    student: nn.Module = ask(
+    student = ask(
         here.plan.student.function,
         {
             "teacher": teacher,
@@ -178,8 +221,7 @@ def build_student(here: Setting, teacher: nn.Module | None) -> nn.Module:
             "load": here.task.load,
         },
     )
-    here.task.load(student)
-    return student
+    return here.task.load(student)
 
 
 def teaching(
@@ -225,14 +267,14 @@ def lessons(
         {
             "batches": batches,
             "teachers": [teacher],
-            "forward": _asked(here, taught),
-            "facts": _facts(here, teacher, taught),
+            "forward": asking(here, taught),
+            "facts": facts_of(here, teacher, taught),
             "cache": here.cache,
         },
     )
 
 
-def _asked(here: Setting, taught: Teaching) -> Any:
+def asking(here: Setting, taught: Teaching) -> Any:
     """How the teacher is asked: in the engine's number format, for the layers that are compared."""
 
     def forward(model: nn.Module, batch: Batch) -> Knowledge:
@@ -242,7 +284,8 @@ def _asked(here: Setting, taught: Teaching) -> Any:
     return forward
 
 
-def _facts(here: Setting, teacher: nn.Module, taught: Teaching) -> dict[str, Any]:
+def facts_of(here: Setting, teacher: nn.Module, taught: Teaching) -> dict[str, Any]:
+    """What decides the teacher's answers beside its weights."""
     return here.task.preprocessing(teacher) | {
         "layers": list(taught.teacher_layers),
         "precision": here.engine.precision,
@@ -259,7 +302,7 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
     folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
     total, done = here.task.size("train"), 0
     with (
-        teach.open_store(folder, teacher, _facts(here, teacher, taught)) as known,
+        teach.open_store(folder, teacher, facts_of(here, teacher, taught)) as known,
         here.screen.bar("Asking the teacher") as advance,
     ):
 
@@ -269,7 +312,7 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
             advance(done, total, "texts")
 
         asked = teach.fill(
-            known, here.task.sweep("train"), teacher, _asked(here, taught), progress
+            known, here.task.sweep("train"), teacher, asking(here, taught), progress
         )
         book.plan["knowledge"] = known.info()
     known_rows, size = len(known), known.bytes / 1e6
@@ -343,42 +386,64 @@ def train_arm(
     book: Book,
 ) -> nn.Module:
     """One training of the student, found done, resumed or begun."""
+    folder = arm_folder(here, arm, student, step, teacher, taught)
+    title = f"Training {arm.name}"
+    train = partial(fit, here, arm, student, step, taught)
+    model, curve, _ = arms.trained(
+        title, folder, here.engine, here.screen, lambda: student, train
+    )
+    book.note(arm.name, curve)
+    return model
+
+
+def arm_folder(
+    here: Setting,
+    arm: Arm,
+    student: nn.Module,
+    step: partial[Any],
+    teacher: nn.Module | None,
+    taught: Teaching,
+) -> Path:
+    """Where the outcome of one training is kept: named by everything that decides it."""
     uses_teacher = arm.part == "train" and teacher is not None
     facts: list[Any] = [arm.name, arm.part, step.keywords, here.recipe.seed, here.task.digest()]
     facts += [fingerprint(student), here.engine.precision, here.task.max_length]
     if uses_teacher:
         assert teacher is not None
         losses = here.recipe.to_dict()["losses"] if arm.name.startswith("student") else None
-        facts += [_facts(here, teacher, taught), fingerprint(teacher), here.recipe.teach, losses]
+        facts += [facts_of(here, teacher, taught), fingerprint(teacher), here.recipe.teach, losses]
+    return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
 
-    def train(engine: local, watch: Watch) -> nn.Module:
-        torch.manual_seed(here.recipe.seed)
 
-        def course(batch_size: int) -> tuple[Iterable[Lesson], int]:
-            batches = here.task.batches(arm.part, batch_size=batch_size)
-            engine.track("batches", batches)
-            # Every arm takes the steps of the student's epochs, however small its own part is.
-            return arm.scheme(batches), len(here.task.batches("train", batch_size=batch_size))
+def fit(
+    here: Setting,
+    arm: Arm,
+    student: nn.Module,
+    step: partial[Any],
+    taught: Teaching,
+    engine: local,
+    watch: Watch,
+) -> nn.Module:
+    """Train a student as an arm says, on an engine that may know how far it came before."""
+    torch.manual_seed(here.recipe.seed)
 
-        layers = taught.student_layers if arm.losses == taught.terms else ()
-        given = {
-            "student": student,
-            "lessons": course,
-            "losses": arm.losses,
-            "forward": partial(here.task.forward, layers=layers),
-            "engine": engine,
-            "score": here.task.score,
-            "watch": watch,
-        }
-        return ask(step, given)  # type: ignore[no-any-return]
+    def course(batch_size: int) -> tuple[Iterable[Lesson], int]:
+        batches = here.task.batches(arm.part, batch_size=batch_size)
+        engine.track("batches", batches)
+        # Every arm takes the steps of the student's epochs, however small its own part is.
+        return arm.scheme(batches), len(here.task.batches("train", batch_size=batch_size))
 
-    folder = here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
-    title = f"Training {arm.name}"
-    model, curve, _ = arms.trained(
-        title, folder, here.engine, here.screen, lambda: student, train
-    )
-    book.note(arm.name, curve)
-    return model
+    layers = taught.student_layers if arm.losses == taught.terms else ()
+    given = {
+        "student": student,
+        "lessons": course,
+        "losses": arm.losses,
+        "forward": partial(here.task.forward, layers=layers),
+        "engine": engine,
+        "score": here.task.score,
+        "watch": watch,
+    }
+    return ask(step, given)  # type: ignore[no-any-return]
 
 
 def train_baselines(
@@ -391,14 +456,19 @@ def train_baselines(
 ) -> list[Entry]:
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
+    for arm in baseline_arms(here, teacher, partial(lessons, here, teacher, taught)):
+        model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
+        entries.append(Entry(arm.name, model))
+    return entries
+
+
+def baseline_arms(here: Setting, teacher: nn.Module | None, scheme: Scheme) -> Iterator[Arm]:
+    """The recipe's baselines, but those that would only repeat another on this data."""
     for choice in here.plan.baselines:
-        scheme = partial(lessons, here, teacher, taught)
         arm: Arm = ask(choice.function, {"loss": here.task.loss, "scheme": scheme})
         if arm.needs_pool and not here.task.has_pool:
             here.screen.say(f"{arm.name} is left out: every training text has a label.")
             continue
         if arm.needs_pool and teacher is None:
             raise RecipeError(f"The baseline {arm.name} needs a teacher: add the key teacher.")
-        model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
-        entries.append(Entry(arm.name, model))
-    return entries
+        yield arm

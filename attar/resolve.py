@@ -187,6 +187,13 @@ def options(function: Function) -> dict[str, Option]:
     }
 
 
+def chosen(function: partial[Any], option: str) -> Any:
+    """The value an option has: as the recipe sets it, else its default; None if there is none."""
+    known = options(function)
+    default = known[option].default if option in known else Parameter.empty
+    return function.keywords.get(option, None if default is Parameter.empty else default)
+
+
 def asks(function: Function) -> dict[str, Parameter]:
     """What a function is given by attar: the parameters before the star that are not bound yet."""
     if isinstance(function, partial):

@@ -24,6 +24,7 @@ from attar.report import Report, Row, verdict
 if TYPE_CHECKING:
     from attar.pipeline import Book, Setting
 
+PARTS = ("train", "labelled", "validation", "test")
 LIBRARIES = ("attar", "torch", "transformers", "onnx", "onnxruntime", "scikit-learn", "numpy")
 
 ANSWER = """
@@ -146,7 +147,7 @@ def _written(
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
     plan = {
-        "data": {part: here.task.size(part) for part in ("train", "labelled", "validation", "test")},
+        "data": {part: here.task.size(part) for part in PARTS},
         "classes": len(here.task.classes),
         "notes": list(here.task.notes),
         **book.plan,

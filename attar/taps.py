@@ -36,7 +36,9 @@ def place(text: str) -> Place:
     """Parse `PATH[INDEX]@POOL`. Raises LayerError for any other form."""
     match = _PLACE.match(text)
     if match is None:
-        raise LayerError(f"{text!r} is not a layer: write a module path, as in 'encoder.layer.0@mean'.")
+        raise LayerError(
+            f"{text!r} is not a layer: write a module path, as in 'encoder.layer.0@mean'."
+        )
     pool = match["pool"]
     if pool is not None and pool not in POOLS:
         raise LayerError(f"{text!r} pools by {pool!r}; {nearest(pool, POOLS)}")
@@ -45,7 +47,7 @@ def place(text: str) -> Place:
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
     """The module at a path. Raises LayerError with the nearest path there is."""
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if path not in modules:
         raise LayerError(f"{type(model).__name__} has no layer {path!r}; {nearest(path, modules)}")
     return modules[path]
@@ -57,21 +59,43 @@ def first_tensor(output: Any, index: int = 0) -> Tensor | None:
         return output if index == 0 else None
     if isinstance(output, Mapping):
         output = tuple(output.values())
-    if isinstance(output, Sequence) and index < len(output):
+    if isinstance(output, tuple | list) and index < len(output):
         return first_tensor(output[index])
     return None
 
 
 def pooled(feature: Tensor, mask: Tensor | None, pool: str | None) -> Tensor:
-    """A (rows, length, width) activation pooled to (rows, width) over its real tokens."""
+    """A (rows, length, width) activation pooled to (rows, width) over its real tokens.
+
+    What has no tokens any more stays as it is; maps (rows, channels, height, width) are pooled over
+    their places. Raises LayerError where the mask (rows, length) is of other tokens.
+    """
     if pool is None or feature.dim() < 3:
         return feature
     if pool == "first":
         return feature[:, 0]
-    if mask is None or feature.dim() > 3:
-        return feature.flatten(2).mean(2) if feature.dim() > 3 else feature.mean(1)
+    if feature.dim() > 3:
+        return feature.flatten(2).mean(2)
+    if mask is None:
+        return feature.mean(1)
+    if mask.shape != feature.shape[:2]:
+        raise LayerError(
+            f"An activation of shape {tuple(feature.shape)} has no {mask.shape[1]} tokens to pool "
+            "over; name a layer that gives (rows, length, width)."
+        )
     real = mask.to(feature.dtype).unsqueeze(-1)
     return (feature * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; afterwards each of its modules is in the mode it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
@@ -92,8 +116,9 @@ def tapped(
 
         return hook
 
-    paths = {where.path for where in places.values()}
-    handles = [module_at(model, path).register_forward_hook(listen(path)) for path in paths]
+    # All are looked up before the first is listened to, so that a wrong path leaves no hook behind.
+    modules = {where.path: module_at(model, where.path) for where in places.values()}
+    handles = [module.register_forward_hook(listen(path)) for path, module in modules.items()]
 
     def read(mask: Tensor | None) -> dict[str, Tensor]:
         features = {}
@@ -102,7 +127,8 @@ def tapped(
             if tensor is None:
                 raise LayerError(
                     f"Layer {text!r} of {type(model).__name__} gave no tensor at index "
-                    f"{where.index}; attention maps need a model loaded with eager attention."
+                    f"{where.index}; attention maps need a model loaded with "
+                    "attn_implementation='eager'."
                 )
             features[text] = pooled(tensor, mask, where.pool)
         return features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from attar.distill.objective import Objective, Term
 from attar.engine import local
 from attar.errors import EngineError
+from attar.taps import place
 from attar.types import Engine, Forward, Lesson, Score
 
 Watch = Callable[[Mapping[str, Any]], None]
 """Is told of every step: step, steps, loss, each term, and score where one was measured."""
+
+Judge = Callable[[Lesson, float], tuple[Tensor, dict[str, float]]]
+"""Of a lesson and the progress: the student's loss, with its graph, and each term's value."""
 
 Course = Callable[[int], tuple[Iterable[Lesson], int]]
 """Given a batch size: endless lessons, and how many of them are an epoch."""
@@ -52,9 +57,10 @@ def train(
 
     One lesson is one optimizer step. Bridges are optimized, clipped and saved beside the student.
     With an engine that has a folder, a run that was killed goes on from its last checkpoint and
-    ends with the weights of a run that was not.
+    ends with the weights of a run that was not, if its lessons are made of `engine.feed(batches)`.
+    A module whose attention maps are compared runs without dropout, which would blur the maps.
 
-    lessons: the lessons, or a function of the batch size that gives them and the length of an epoch
+    lessons: the lessons, or a function of the batch size that gives them and an epoch's length
     steps: optimizer steps; or epochs: how often each example is seen
     batch_size: examples of a step (where `lessons` is a function of it)
     lr: highest learning rate
@@ -63,56 +69,67 @@ def train(
     warmup: share of the steps in which the learning rate rises from zero
     decay: how it falls to zero afterwards
     clip: largest norm of all gradients together, the bridges' included; 0 for none
-    accumulate: parts a lesson is cut into to save memory
+    accumulate: parts a lesson is cut into to save memory; the gradient stays the same for losses
+        that are means over rows
     rates: learning rate of parts, as multiples by name prefix; 0 freezes ({classifier: 10})
     evaluate: steps between validation scores; none where null
     patience: validation scores without a better one before training stops
     keep: the last weights, or the best by validation score
 
-    Raises EngineError where the loss is not finite, RecipeError where a loss lacks what it asks for.
+    Raises EngineError where the loss is not finite or the lessons end too early, RecipeError where
+    a loss lacks what it asks for.
     """
     lessons, steps = _length(lessons, steps, epochs, batch_size)
-    if accumulate < 1 or (evaluate is not None and evaluate < 1):
-        raise EngineError("accumulate and evaluate must each be at least 1.")
-    if evaluate is None and (keep == "best" or patience is not None):
-        raise EngineError("`keep: best` and `patience` need `evaluate`, the steps between scores.")
+    choosing = keep == "best" or patience is not None
+    _check(warmup, accumulate, evaluate, choosing, score)
     engine = engine or local()
     student = engine.prepare(student)
     engine.track("student", student)
-    done = engine.resume()
+    step = engine.resume()
     first, stream = _peek(lessons)
     objective = _objective(student, first, losses, forward)
     engine.track("bridges", objective)
-    trained, groups = _groups(student, objective, lr, weight_decay, rates or {})
+    frozen = _freeze_(student, objective, rates or {})
+    groups = _groups(student, objective, lr, weight_decay, rates or {})
+    trained = [parameter for group in groups for parameter in group["params"]]
     moved = _optimizer(optimizer, groups, lr)
     engine.track("optimizer", moved)
     best = Best()
     engine.track("best", best)
 
-    student.train()
-    _hold_frozen_(student)
-    for step, lesson in enumerate(stream, done):
+    def judge(lesson: Lesson, progress: float) -> tuple[Tensor, dict[str, float]]:
+        with engine.autocast():
+            knowledge = forward(student, lesson.batch)
+        judged: tuple[Tensor, dict[str, float]] = objective(knowledge, lesson, progress)
+        return judged
+
+    _learn_(student, losses)
+    for lesson in stream:
         if step >= steps or best.stale(patience):
             break
-        factor = _factor(step, steps, warmup, decay)
         for group in moved.param_groups:
-            group["lr"] = group["peak"] * factor
-        loss, parts = _backward(student, objective, lesson, forward, engine, step / steps, accumulate)
+            group["lr"] = group["peak"] * _factor(step, steps, warmup, decay)
+        loss, parts = _backward(judge, lesson, step / steps, engine, accumulate)
+        step += 1
         if not math.isfinite(loss):
             raise EngineError(
-                f"The loss is {loss} at step {step + 1}; lower `lr`, or set `clip`, or train in fp32."
+                f"The loss is {loss} at step {step}; lower `lr`, or set `clip`, or train in fp32."
             )
         norm = engine.step(moved, trained, clip)
-        record = {"step": step + 1, "steps": steps, "loss": loss, "norm": norm, **parts}
-        if score is not None and evaluate is not None and (step + 1) % evaluate == 0:
+        record = {**parts, "step": step, "steps": steps, "loss": loss, "norm": norm}
+        if score is not None and evaluate is not None and step % evaluate == 0:
             record["score"] = float(score(student)["score"])
-            _hold_frozen_(student)
             best.note(record["score"], student, keep == "best")
+            _learn_(student, losses)
         if watch is not None:
             watch(record)
-        engine.save(step + 1)
+        engine.save(step)
+    if step < steps and not best.stale(patience):
+        raise EngineError(f"The lessons ended after {step} of {steps} steps; give fewer `steps`.")
     if best.weights is not None:
         student.load_state_dict(best.weights)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     return student.eval()
 
 
@@ -166,6 +183,19 @@ def _length(
     return stream, steps
 
 
+def _check(
+    warmup: float, accumulate: int, evaluate: int | None, choosing: bool, score: Score | None
+) -> None:
+    if accumulate < 1 or (evaluate is not None and evaluate < 1):
+        raise EngineError("accumulate and evaluate must each be at least 1.")
+    if not 0 <= warmup <= 1:
+        raise EngineError(f"warmup is a share of the steps, from 0 to 1, not {warmup}.")
+    if evaluate is None and choosing:
+        raise EngineError("`keep: best` and `patience` need `evaluate`, the steps between scores.")
+    if evaluate is not None and score is None:
+        raise EngineError("`evaluate` needs `score`, a function that scores the student.")
+
+
 def _peek(lessons: Iterable[Lesson]) -> tuple[Lesson, Iterator[Lesson]]:
     stream = iter(lessons)
     try:
@@ -186,34 +216,52 @@ def _objective(
     return Objective(losses, knowledge, teacher)
 
 
+def _freeze_(
+    student: nn.Module, objective: Objective, rates: Mapping[str, float]
+) -> list[nn.Parameter]:
+    """Take the parameters whose rate is 0 out of the training; gives them, to be let go again."""
+    frozen = []
+    unused = set(rates)
+    for name, parameter in _named(student, objective):
+        unused -= {prefix for prefix in rates if name.startswith(prefix)}
+        if parameter.requires_grad and _rate(name, rates) == 0:
+            parameter.requires_grad_(False)
+            frozen.append(parameter)
+    if unused:
+        raise EngineError(f"`rates` names {min(unused)!r}, with which no parameter's name begins.")
+    return frozen
+
+
 def _groups(
     student: nn.Module,
     objective: Objective,
     lr: float,
     weight_decay: float,
     rates: Mapping[str, float],
-) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """All that is trained, and the same as the optimizer's groups."""
+) -> list[dict[str, Any]]:
+    """All that is trained, as the optimizer's groups; `peak` is a group's highest rate."""
     by_setting: dict[tuple[float, float], list[nn.Parameter]] = {}
-    named = [*student.named_parameters(), *objective.named_parameters(prefix="objective")]
-    unused = set(rates)
-    for name, parameter in named:
-        prefixes = [prefix for prefix in rates if name.startswith(prefix)]
-        unused -= set(prefixes)
-        rate = rates[max(prefixes, key=len)] if prefixes else 1.0
-        parameter.requires_grad_(rate > 0)
-        if rate > 0:
-            setting = (lr * rate, weight_decay if parameter.dim() > 1 else 0.0)
+    for name, parameter in _named(student, objective):
+        if parameter.requires_grad:
+            setting = (lr * _rate(name, rates), weight_decay if parameter.dim() > 1 else 0.0)
             by_setting.setdefault(setting, []).append(parameter)
-    if unused:
-        raise EngineError(f"`rates` names {min(unused)!r}, with which no parameter's name begins.")
     if not by_setting:
-        raise EngineError("There is nothing to train: `rates` freezes every parameter.")
-    groups = [
+        raise EngineError("There is nothing to train: every parameter is frozen.")
+    return [
         {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
         for (peak, decay), parameters in by_setting.items()
     ]
-    return [parameter for group in by_setting.values() for parameter in group], groups
+
+
+def _named(student: nn.Module, objective: Objective) -> Iterator[tuple[str, nn.Parameter]]:
+    return chain(student.named_parameters(), objective.named_parameters(prefix="objective"))
+
+
+def _rate(name: str, rates: Mapping[str, float]) -> float:
+    """The multiple of the learning rate that the longest fitting prefix gives."""
+    return (
+        rates[max(fitting, key=len)] if (fitting := [p for p in rates if name.startswith(p)]) else 1
+    )
 
 
 def _optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
@@ -234,27 +282,20 @@ def _factor(step: int, steps: int, warmup: float, decay: str) -> float:
 
 
 def _backward(
-    student: nn.Module,
-    objective: Objective,
-    lesson: Lesson,
-    forward: Forward,
-    engine: Engine,
-    progress: float,
-    accumulate: int,
+    judge: Judge, lesson: Lesson, progress: float, engine: Engine, accumulate: int
 ) -> tuple[float, dict[str, float]]:
     """Gradients of one lesson, in parts weighted by their share of its rows."""
-    total, sums = 0.0, dict[str, float]()
-    size = -(-len(lesson.batch) // accumulate)
-    for start in range(0, len(lesson.batch), size):
-        part = _part(lesson, start, min(start + size, len(lesson.batch)))
-        share = len(part.batch) / len(lesson.batch)
-        with engine.autocast():
-            knowledge = forward(student, part.batch)
-        loss, values = objective(knowledge, part, progress)
+    total, sums = 0.0, defaultdict[str, float](float)
+    rows = len(lesson.batch)
+    size = -(-rows // accumulate)
+    for start in range(0, rows, size):
+        part = _part(lesson, start, min(start + size, rows))
+        share = len(part.batch) / rows
+        loss, values = judge(part, progress)
         engine.backward(loss * share)
         total += float(loss.detach()) * share
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value * share
+            sums[name] += value * share
     return total, sums
 
 
@@ -265,9 +306,17 @@ def _part(lesson: Lesson, start: int, stop: int) -> Lesson:
     return Lesson(lesson.batch.rows(start, stop), teacher)
 
 
-def _hold_frozen_(student: nn.Module) -> None:
-    """Modules of which nothing is trained stay in eval mode: no dropout, no running statistics."""
-    for module in student.modules():
+def _learn_(student: nn.Module, losses: Sequence[Term]) -> None:
+    """Train mode, but for modules of which nothing is trained: no dropout, no running statistics.
+
+    And but for those whose attention maps are compared: `transformers` gives them after dropout.
+    """
+    student.train()
+    maps = {
+        place(mine).path for each in losses if each.kind == "Attentions" for mine in each.layers
+    }
+    for path, module in student.named_modules():
         parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+        if frozen or path in maps:
             module.eval()

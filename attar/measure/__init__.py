@@ -1,6 +1,8 @@
 """MEASURE: model -> numbers. Teacher, student, baseline and file go through the same functions."""
 
-from attar.measure.comparing import compare, row, runtime
+from attar.measure.comparing import compare as compare
+from attar.measure.comparing import row as row
+from attar.measure.comparing import runtime as runtime
 from attar.measure.cost import latency, macs, parameters, size
 from attar.measure.memory import memory
 from attar.measure.scoring import score

@@ -3,7 +3,13 @@
 A scheme is a generator. What stands after its `yield` runs once the student has taken its step.
 """
 
-from attar.teach.answering import alone, pseudo_labels
-from attar.teach.asking import ask, fill, offline, online, open_store, store_folder
+from attar.teach.answering import alone
+from attar.teach.answering import pseudo_labels as pseudo_labels
+from attar.teach.asking import ask as ask
+from attar.teach.asking import fill as fill
+from attar.teach.asking import found_store as found_store
+from attar.teach.asking import offline, online
+from attar.teach.asking import open_store as open_store
+from attar.teach.asking import store_folder as store_folder
 
 __all__ = ["alone", "offline", "online"]

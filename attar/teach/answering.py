@@ -1,4 +1,4 @@
-"""Schemes that need no teacher while the student learns: labels alone, or the teacher's as labels."""
+"""Schemes whose lessons have labels only: the true ones, or a teacher's answers in their place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from attar.errors import RecipeError
 from attar.types import IGNORE, Batch, Lesson
 
 
@@ -19,10 +20,11 @@ def alone(batches: Iterable[Batch]) -> Iterator[Lesson]:
 def pseudo_labels(lessons: Iterable[Lesson]) -> Iterator[Lesson]:
     """The teacher's hard answer stands in for each label that is not known (Lee, 2013).
 
-    lessons: those of any scheme with a teacher
+    lessons: those of any scheme with a teacher; RecipeError where it has none
     """
     for lesson in lessons:
-        assert lesson.teacher is not None
+        if lesson.teacher is None:
+            raise RecipeError("pseudo_labels needs lessons with a teacher; nobody teaches these.")
         answers = lesson.teacher.logits.argmax(1).to(lesson.batch.labels.device)
         labels = torch.where(lesson.batch.labels == IGNORE, answers, lesson.batch.labels)
         yield Lesson(replace(lesson.batch, labels=labels), None)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attar.errors import DataError, ModelError
+from attar.errors import DataError, ModelError, nearest
+from attar.store import key
 from attar.taps import tapped
 from attar.tasks.sampling import Batches
 from attar.tasks.text import networks, reading
@@ -56,7 +57,8 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         self._texts = found.texts
         self._labels = torch.tensor(found.labels)
         self._shown = torch.tensor(found.shown)
-        self._keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in self._texts]
+        # What a teacher sees of a text depends on where it is cut off, so the address does too.
+        self._keys = [key(f"{max_length} {text}") for text in self._texts]
         self._tokenizer: Any = None
         self._encoded: dict[int, tuple[Any, dict[str, list[int]]]] = {}
         self._median = self._typical()
@@ -79,7 +81,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
 
     def size(self, part: str) -> int:
         """The number of examples of a part of the data."""
-        return len(self.rows[part])
+        return len(self._part(part))
 
     def load(self, name: str | nn.Module, *, new_head: bool = False) -> nn.Module:
         """A sequence classifier for this task's classes, with its tokenizer as `.tokenizer`.
@@ -104,7 +106,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """An endless, seeded, resumable stream over `train` or `labelled`."""
         return Batches(
             self._batch,
-            self.rows[part],
+            self._part(part),
             [len(text) for text in self._texts],
             batch_size=batch_size,
             seed=self._seed if seed is None else seed,
@@ -112,7 +114,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
 
     def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
         """Every example of a part once, the like in length together."""
-        rows = sorted(self.rows[part], key=lambda row: (len(self._texts[row]), row))
+        rows = sorted(self._part(part), key=lambda row: (len(self._texts[row]), row))
         for start in range(0, len(rows), batch_size):
             yield self._batch(rows[start : start + batch_size])
 
@@ -144,7 +146,9 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
 
     def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
         """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self._labels[list(self.rows[part])].numpy()
+        truth = self._labels[list(self._part(part))].numpy()
+        if (truth == IGNORE).any():
+            raise DataError(f"The part {part!r} has texts without a label; score on another.")
         accuracy = float((predicted == truth).mean())
         return {
             "score": accuracy,
@@ -158,16 +162,16 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`."""
         training = model.training
         model.eval()
-        by_key = {}
+        by_key: dict[str, Tensor] = {}
         for batch in self.sweep(part):
             logits = self.forward(model, batch).logits.cpu()
             by_key.update(zip(batch.keys, logits, strict=True))
         model.train(training)
-        return torch.stack([by_key[self._keys[row]] for row in self.rows[part]])
+        return torch.stack([by_key[self._keys[row]] for row in self._part(part)])
 
     def texts_of(self, part: str) -> tuple[str, ...]:
         """The texts of a part, in the order of `rows[part]`."""
-        return tuple(self._texts[row] for row in self.rows[part])
+        return tuple(self._texts[row] for row in self._part(part))
 
     def example(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's inputs for one training text of median length."""
@@ -176,19 +180,20 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
     def calibration(self, model: nn.Module, examples: int = 32) -> Mapping[str, Tensor]:
         """The model's inputs for some training texts of all lengths, as one padded batch."""
         ordered = sorted(self.texts, key=len)
-        step = max(1, len(ordered) // examples)
-        return self.encode(model, ordered[::step][:examples])
+        chosen = np.linspace(0, len(ordered) - 1, min(examples, len(ordered))).astype(int)
+        return self.encode(model, [ordered[n] for n in chosen])
 
     def encode(self, model: nn.Module, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask, each (rows, length), by the model's own tokenizer and device."""
         tokenizer = networks.tokenizer_of(model)
+        blank = tokenizer.pad_token_id or 0
         _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
         if new := [text for text in dict.fromkeys(texts) if text not in known]:
             ids = tokenizer(new, truncation=True, max_length=self.max_length)["input_ids"]
-            known.update(zip(new, ids, strict=True))
+            # A text of no token becomes one of padding that counts as real: nothing divides by 0.
+            known.update((text, row or [blank]) for text, row in zip(new, ids, strict=True))
         rows = [known[text] for text in texts]
-        longest = max(1, *map(len, rows))
-        ids = torch.full((len(rows), longest), tokenizer.pad_token_id or 0)
+        ids = torch.full((len(rows), max(map(len, rows))), blank)
         mask = torch.zeros_like(ids)
         for n, row in enumerate(rows):
             ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
@@ -215,6 +220,11 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model's tokenizer beside it."""
         networks.tokenizer_of(model).save_pretrained(folder)
+
+    def _part(self, name: str) -> tuple[int, ...]:
+        if name not in self.rows:
+            raise DataError(f"There is no part {name!r} of the data; {nearest(name, self.rows)}")
+        return self.rows[name]
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         return Batch(

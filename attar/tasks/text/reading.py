@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from attar.errors import DataError, MissingExtra, nearest
 
-TEXT_NAMES = ("text", "sentence", "question", "query", "utterance", "content", "document", "review")
-LABEL_NAMES = ("label", "labels", "intent", "category", "class", "target", "topic", "sentiment")
+USUAL = {
+    "text": ("sentence", "question", "query", "utterance", "content", "document", "review"),
+    "label": ("labels", "intent", "category", "class", "target", "topic", "sentiment"),
+}
+"""Names that columns of a role go by, where none has the role's own name."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -81,6 +84,15 @@ def read(
     return _read_datasets(dataset, columns)
 
 
+def peek(dataset: str) -> Content:
+    """What a file, or the training file of a folder, holds before its columns have a meaning."""
+    path = Path(dataset).expanduser()
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    stems = SPLITS["train"]
+    train = [file for file in inside if file.name.split(".")[0].lower() in stems]
+    return _read_file(next((file for file in train if _reader(file)), path))
+
+
 def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
     entries = sorted(folder.iterdir())
     tables = {}
@@ -141,10 +153,12 @@ def _table(source: str, content: Content, columns: dict[str, str], labelled: boo
     if not content.lines:
         raise DataError(f"{source} holds no rows.")
     names = list(content.columns)
-    label = _column(source, names, "label", columns.get("label"), LABEL_NAMES, labelled)
-    text = _column(source, names, "text", columns.get("text"), TEXT_NAMES, True, spare=label)
-    if text == label:
-        raise DataError(f"{source}: the column {text!r} can't be both the text and the label.")
+    if len(set(columns.values())) < len(columns):
+        raise DataError(f"{source}: {columns['text']!r} can't be both the text and the label.")
+    rest = [name for name in names if name != columns.get("text")]
+    label = _column(source, rest, "label", columns.get("label"), labelled)
+    rest = [name for name in names if name != label]
+    text = _column(source, rest, "text", columns.get("text"))
     texts = tuple(_plain(source, content, text, n) or "" for n in range(len(content.lines)))
     labels: tuple[str | None, ...] = (None,) * len(texts)
     if label is not None:
@@ -153,27 +167,19 @@ def _table(source: str, content: Content, columns: dict[str, str], labelled: boo
 
 
 def _column(
-    source: str,
-    names: Sequence[str],
-    role: str,
-    named: str | None,
-    usual: Sequence[str],
-    needed: bool,
-    spare: str | None = None,
+    source: str, names: Sequence[str], role: str, named: str | None, needed: bool = True
 ) -> str | None:
-    if named in names or (named is not None and not needed):
+    """The column of a role, by its given name or the usual ones; None where there may be none."""
+    if named is not None and (named in names or not needed):
         return named if named in names else None
     if named is not None:
         raise DataError(f"{source} has no column {named!r}; {nearest(named, names)}")
-    others = [name for name in names if name != spare]
-    found = [name for name in others if name.strip().lower() == role]
-    found = found or [name for name in others if name.strip().lower() in usual]
-    if role == "text" and len(others) == 1:
-        found = others
-    if len(found) == 1:
-        return found[0]
-    if not needed:
-        return None
+    found = [name for name in names if name.strip().lower() == role]
+    found = found or [name for name in names if name.strip().lower() in USUAL[role]]
+    if role == "text" and len(names) == 1:
+        found = list(names)
+    if len(found) == 1 or not needed:
+        return found[0] if len(found) == 1 else None
     several = f"several columns that could be the {role} ({', '.join(found)})"
     none = f"no column that is plainly the {role} (it has: {', '.join(names)})"
     raise DataError(
@@ -193,8 +199,13 @@ def _plain(source: str, content: Content, column: str | None, row: int) -> str |
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value)
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{place}: the column {column!r} holds half of a character (a surrogate).")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise DataError(
+            f"{place}: the column {column!r} holds {half}, half a character."
+        ) from error
     return text
 
 
@@ -208,11 +219,17 @@ def _read_file(path: Path) -> Content:
     if reader is None:
         raise DataError(f"{path} is of no known kind; give csv, tsv, jsonl (or .gz), or parquet.")
     try:
-        return reader(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {_not_utf8(path)} is not UTF-8; re-save it as UTF-8.") from error
+        return _decoded(reader, path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} can't be read: {_reason(error)}") from error
+
+
+def _decoded(reader: Callable[[Path], Content], path: Path) -> Content:
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        line = _not_utf8(path)
+        raise DataError(f"{path}, line {line} is not UTF-8; re-save it as UTF-8.") from error
 
 
 def _reason(error: Exception) -> str:
@@ -225,12 +242,12 @@ def _reader(path: Path) -> Callable[[Path], Content] | None:
     return _READERS.get(suffixes[-1]) if suffixes else None
 
 
-def _binary(path: Path) -> IO[bytes]:
+def _binary(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _open(path: Path) -> IO[str]:
-    return io.TextIOWrapper(_binary(path), encoding="utf-8-sig", newline="")
+def _open(path: Path) -> TextIOWrapper:
+    return TextIOWrapper(_binary(path), encoding="utf-8-sig", newline="")
 
 
 def _not_utf8(path: Path) -> int:
@@ -249,7 +266,8 @@ def _read_delimited(path: Path) -> Content:
     with _open(path) as file:
         head = file.readline()
         file.seek(0)
-        delimiter = max(",;\t|", key=lambda sign: len(next(csv.reader([head], delimiter=sign), [])))
+        signs = "\t,;|" if ".tsv" in path.name.lower() else ",;\t|"
+        delimiter = max(signs, key=lambda sign: len(next(csv.reader([head], delimiter=sign), [])))
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             return _columns(path, rows)

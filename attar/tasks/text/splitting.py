@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,20 +48,20 @@ def split(
     classes = _classes(tables["train"])
     random = np.random.default_rng(seed)
     rows, texts, labels = _gather(tables, classes)
-    notes = []
-    if not rows["test"]:
-        rows["train"], rows["test"] = _hold_out(rows["train"], labels, HELD_OUT, random)
-        notes.append(f"No test split was given: {HELD_OUT:.0%} of the data is held out as one.")
-    if not rows["validation"]:
-        rows["train"], rows["validation"] = _hold_out(rows["train"], labels, validation, random)
+    notes = _hold_out_(rows, texts, labels, validation, random)
     if not rows["test"] or not rows["validation"]:
-        raise DataError("There are too few rows to hold some out; give more data or a test file.")
+        raise DataError(
+            f"{tables['train'].source} has {len(tables['train'].labels)} rows of {len(classes)} "
+            "classes, too few to hold some out; give more rows, or test and validation files."
+        )
+    notes += _part_(rows, texts)
     labelled, hidden = _choose(rows["train"], labels, labelled_per_class, random)
     shown = list(labels)
     for row in hidden:
         shown[row] = IGNORE
-    if alone := sum(1 for n in np.unique([labels[r] for r in labelled], return_counts=True)[1] if n == 1):
-        notes.append(f"{alone} of {len(classes)} classes have a single labelled example to learn from.")
+    notes += _scarce([labels[row] for row in labelled], len(classes), labelled_per_class or 2)
+    if empty := sum(not text.strip() for text in texts):
+        notes.append(f"{empty} of {len(texts)} texts are empty.")
     return Split(
         tuple(texts),
         labels,
@@ -78,15 +79,15 @@ def split(
 
 def _classes(train: Table) -> tuple[str, ...]:
     found = {label for label in train.labels if label is not None}
-    if missing := [n for n, label in enumerate(train.labels, 2) if label is None]:
+    if missing := [row for row, label in enumerate(train.labels) if label is None]:
         raise DataError(
-            f"{train.source} has {len(missing)} rows without a label (the first on line "
-            f"{missing[0]}); remove them, or put them into a file named unlabelled beside it."
+            f"{train.at(missing[0])} has no label ({len(missing)} rows have none); remove "
+            "such rows, or put them into a file named unlabelled beside it."
         )
     if len(found) < 2:
         raise DataError(f"{train.source} has {len(found)} class; classification needs at least 2.")
-    if all(label.lstrip("-").isdigit() for label in found):
-        return tuple(sorted(found, key=int))
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))
 
 
@@ -95,43 +96,103 @@ def _gather(
 ) -> tuple[dict[str, list[int]], list[str], list[int]]:
     """One list of texts and of class numbers for all tables, and each table's row numbers in it."""
     number = {name: n for n, name in enumerate(classes)}
-    rows: dict[str, list[int]] = {part: [] for part in ("train", "validation", "test", "unlabelled")}
+    rows: dict[str, list[int]] = {
+        part: [] for part in ("train", "validation", "test", "unlabelled")
+    }
     texts: list[str] = []
     labels: list[int] = []
     for part, table in tables.items():
-        for line, (text, label) in enumerate(zip(table.texts, table.labels, strict=True), 2):
-            if part == "unlabelled":
-                label = None
-            elif label is None:
-                raise DataError(f"{table.source}, line {line} has no label; remove the row.")
-            elif label not in number:
-                raise DataError(
-                    f"{table.source}, line {line} has the label {label!r}, which the training "
-                    f"data never has; {nearest(label, classes)}"
-                )
-            rows[part].append(len(texts))
-            texts.append(text)
-            labels.append(IGNORE if label is None else number[label])
+        rows[part] = list(range(len(texts), len(texts) + len(table.texts)))
+        texts += table.texts
+        if part == "unlabelled":
+            labels += [IGNORE] * len(table.texts)
+            continue
+        for row, label in enumerate(table.labels):
+            if label not in number:
+                raise DataError(f"{table.at(row)} has {_stranger(label, classes)}")
+            labels.append(number[label])
     return rows, texts, labels
 
 
-def _hold_out(
-    rows: Sequence[int], labels: Sequence[int], share: float, random: np.random.Generator
-) -> tuple[list[int], list[int]]:
-    """(kept, held out): the same share of each class, and one example of each class always kept."""
-    kept: list[int] = []
-    held: list[int] = []
+def _stranger(label: str | None, classes: Sequence[str]) -> str:
+    """What is wrong with a label; all classes are named only where a sentence can hold them."""
+    if label is None:
+        return "no label; remove the row."
+    offer = nearest(label, classes)
+    if len(offer) > 300:
+        offer = "remove the row, or add such rows to the training data."
+    return f"the label {label!r}, which the training data never has; {offer}"
+
+
+def _hold_out_(
+    rows: dict[str, list[int]],
+    texts: Sequence[str],
+    labels: Sequence[int],
+    validation: float,
+    random: np.random.Generator,
+) -> list[str]:
+    """Take what serves to test and to choose out of the training rows, where no file gives it."""
+    notes = []
+    for part, share in (("test", HELD_OUT), ("validation", validation)):
+        if not rows[part]:
+            classes = [
+                _twins_together(random.permutation(members).tolist(), texts)
+                for members in _by_class(rows["train"], labels)
+            ]
+            cuts = _cuts(classes, texts, share)
+            cut = list(zip(classes, cuts, strict=True))
+            rows["train"] = sorted(row for members, at in cut for row in members[at:])
+            rows[part] = sorted(row for members, at in cut for row in members[:at])
+            if part == "test":
+                notes.append(
+                    f"No test split was given: {share:.0%} of the data is held out as one."
+                )
+    return notes
+
+
+def _cuts(classes: Sequence[Sequence[int]], texts: Sequence[str], share: float) -> list[int]:
+    """How many rows each class gives: its share, but neither its last text nor one of two twins."""
+    cuts = []
     carried = 0.0
-    for members in _by_class(rows, labels):
-        shuffled = random.permutation(members).tolist()
+    for rows in classes:
         # What rounding takes from one class the next ones give back, so that the total is right
-        # even where every class is smaller than 1 / share.
-        carried += share * len(shuffled)
-        count = min(int(carried + 0.5), len(shuffled) - 1)
-        carried -= count
-        held += shuffled[:count]
-        kept += shuffled[count:]
-    return sorted(kept), sorted(held)
+        # even where every class is smaller than 1 / share; but no class gives twice its share.
+        due = share * len(rows)
+        wanted = due + min(carried, due + 0.5)
+        starts = [n for n in range(1, len(rows)) if texts[rows[n]] != texts[rows[n - 1]]]
+        cuts.append(min([0, *starts], key=lambda start: (abs(start - wanted), -start)))
+        carried = wanted - cuts[-1]
+    return cuts
+
+
+def _twins_together(rows: Sequence[int], texts: Sequence[str]) -> list[int]:
+    """The rows with those of equal text side by side, so that a cut can spare them."""
+    first: dict[str, int] = {}
+    for row in rows:
+        first.setdefault(texts[row], len(first))
+    return sorted(rows, key=lambda row: first[texts[row]])
+
+
+def _part_(rows: dict[str, list[int]], texts: Sequence[str]) -> list[str]:
+    """Take held-out texts out of the unlabelled ones; tell where the labelled ones have some."""
+    notes = []
+    for part in ("validation", "test"):
+        held = {texts[row] for row in rows[part]}
+        fresh = [row for row in rows["unlabelled"] if texts[row] not in held]
+        if dropped := len(rows["unlabelled"]) - len(fresh):
+            notes.append(f"{dropped} unlabelled texts are left out: they are {part} texts.")
+        rows["unlabelled"] = fresh
+        if shared := len(held & {texts[row] for row in rows["train"]}):
+            notes.append(f"{shared} {part} texts are training texts as well.")
+    return notes
+
+
+def _scarce(labels: Sequence[int], classes: int, wanted: int) -> list[str]:
+    """A note where some classes have fewer labelled examples than wanted."""
+    few = int((np.bincount(labels, minlength=classes) < wanted).sum())
+    return (
+        [f"{few} of {classes} classes have fewer than {wanted} labelled examples."] if few else []
+    )
 
 
 def _choose(

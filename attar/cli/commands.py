@@ -1,0 +1,246 @@
+"""The commands: each asks a room or the corridor for something, and shows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attar.cli.ending import EXIT_CODES, USER, Commands
+from attar.cli.terminal import clean, screen, watched
+from attar.errors import AttarError, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from attar.resolve import Description
+
+app = typer.Typer(
+    cls=Commands,
+    help="Turn a big model into the best small one you can ship, and prove it.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for artifacts and report.", show_default="runs/NAME"),
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Seed of everything random: seed=N.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change the recipe: losses.1.weight=0.5."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let names with a colon run code of your own.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def attar(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Turn a big model into the best small one you can ship, and prove it."""
+    if version:
+        from attar import __version__
+
+        print(f"attar {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    recipe: RecipeFile,
+    *,
+    out: Out = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    trust: Trust = False,
+) -> None:
+    """Do what a recipe says, and report it."""
+    from attar import pipeline
+    from attar.cli.tables import show_artifacts, show_report
+
+    report = pipeline.run(
+        recipe,
+        out,
+        overrides=_overrides(settings, seed),
+        trust=trust,
+        screen=screen(),
+        command=context.obj,
+    )
+    print()
+    show_report(report)
+    show_artifacts(out or Path("runs") / report.recipe["name"], report)
+
+
+@app.command()
+def check(
+    recipe: RecipeFile,
+    *,
+    out: Out = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    trust: Trust = False,
+) -> None:
+    """Look everything up and say what a run would do and cost, without doing it."""
+    from attar.forecast import forecast
+
+    for line in forecast(_begin(recipe, out, seed, settings, trust)).lines():
+        print(clean(line))
+
+
+@app.command()
+def teach(
+    recipe: RecipeFile,
+    *,
+    out: Out = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    trust: Trust = False,
+) -> None:
+    """Only ask the teacher, and keep what it says: the first part of a run."""
+    from attar import pipeline
+
+    here = _begin(recipe, out, seed, settings, trust)
+    if here.plan.teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
+        place = here.recipe.place("teach")
+        raise RecipeError(f"{place}: only `teach: offline` with a teacher keeps its knowledge")
+    book = pipeline.Book()
+    teacher = pipeline.find_teacher(here, book)
+    student = pipeline.build_student(here, teacher)
+    taught = pipeline.teaching(here, teacher, student, book)
+    if not any(term.needs_teacher for term in taught.terms):
+        raise RecipeError(f"{here.recipe.place('losses')}: no loss asks for the teacher")
+    pipeline.fill_store(here, teacher, taught, book)
+
+
+@app.command("list")
+def list_(
+    room: Annotated[str | None, typer.Argument(metavar="[ROOM]", help="Only this key.")] = None,
+) -> None:
+    """Show everything a recipe can name, with its options."""
+    from attar.cli.tables import show_rooms
+    from attar.recipe import ROOMS
+
+    if room is not None and room not in ROOMS:
+        raise AttarError(f"There is no room {room!r}; {nearest(room, ROOMS)}")
+    show_rooms({key: list(_known(key)) for key in ROOMS if room in (None, key)})
+
+
+def _known(key: str) -> Iterator[Description]:
+    from attar.recipe import ROOMS
+    from attar.resolve import describe, names
+
+    for name, function in sorted(names(ROOMS[key]).items()):
+        yield describe(function, name)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or report.json.")],
+) -> None:
+    """Write report.md and report.html again from report.json, and show the table."""
+    from attar.cli.tables import show_report
+    from attar.report import Report
+
+    found = Report.read(path)
+    file = path / "report.json" if path.is_dir() else path
+    file.with_suffix(".md").write_text(found.markdown(), "utf-8")
+    file.with_suffix(".html").write_text(found.html(), "utf-8")
+    show_report(found)
+    print(f"\nReport: {clean(str(file.with_suffix('.html')))}")
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="Folder, hub name or package:NAME of the teacher.")],
+    data: Annotated[str, typer.Argument(help="File or folder of texts and labels.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The recipe.", show_default="DATA.yaml")
+    ] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Where the texts are.")] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Where the labels are.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Write a recipe, with comments, for a model and your data."""
+    from attar import starter
+
+    file = output or Path(f"{Path(data).name.split('.')[0] or 'recipe'}.yaml")
+    if file.exists() and not force:
+        raise AttarError(f"{file} is there already; give another --output, or --force.")
+    columns = {"text": text, "label": label}
+    written = starter.written(model, data, {role: name for role, name in columns.items() if name})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(written, "utf-8")
+    print(f"Wrote {clean(str(file))}; next: attar check {clean(str(file))}")
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Its pre-checks too.")
+    ] = None,
+    settings: Settings = None,
+    trust: Trust = False,
+) -> None:
+    """Examine this machine, and what a recipe would work with."""
+    from attar.doctor import examine
+
+    drawn = watched(sys.stdout)
+    well = True
+    for finding in examine(None if recipe is None else str(recipe), settings or [], trust):
+        print(clean(f"{_mark(finding.ok, drawn)} {finding.name}: {finding.says}"), flush=True)
+        well = well and finding.ok is not False
+    if not well:
+        raise typer.Exit(USER)
+
+
+def _mark(ok: bool | None, drawn: bool) -> str:
+    if drawn:
+        return "·" if ok is None else "✓" if ok else "✗"
+    return "info" if ok is None else "ok  " if ok else "FAIL"
+
+
+@app.command()
+def schema(
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it here.", show_default="stdout")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from attar.recipe import json_schema
+
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    if output is None:
+        print(text)
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n", "utf-8")
+
+
+def _overrides(settings: list[str] | None, seed: int | None) -> list[str]:
+    return [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _begin(
+    recipe: Path, out: Path | None, seed: int | None, settings: list[str] | None, trust: bool
+) -> Any:
+    from attar import pipeline
+
+    overrides = _overrides(settings, seed)
+    return pipeline.begin(recipe, out, overrides=overrides, trust=trust, screen=screen())

@@ -1,0 +1,137 @@
+"""A report and the rooms as tables: drawn on a terminal, plain aligned text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attar.cli.terminal import clean, watched
+from attar.report import Report
+from attar.report.table import columns
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from attar.resolve import Description, Option
+
+LEAST_FIRST = ("MACs", "p95 ms", "memory", "runtime", "parameters")
+"""The columns a narrow terminal goes without, the first of them first."""
+
+STYLES = {"teacher": "", "student": "bold", "export": "bold", "baseline": "dim"}
+
+Columns = Mapping[str, list[str]]
+
+
+def show_report(report: Report) -> None:
+    """The rows, then the verdict."""
+    if not watched(sys.stdout):
+        print(clean(str(report)))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    written = _written(report)
+    kept = _fitting(written, console.width)
+    console.print(_drawn(kept, report))
+    if left := [title for title in written if title not in kept]:
+        console.print(Text(f"Too narrow for: {', '.join(left)}.", style="dim"))
+    for row in report.rows:
+        if row.note:
+            console.print(Text(clean(f"{row.name}: {row.note}"), style="dim"))
+    console.print()
+    for sentence in report.verdict:
+        width = min(console.width, 96)
+        told = textwrap.fill(clean(sentence), width, initial_indent="• ", subsequent_indent="  ")
+        console.print(Text(told))
+
+
+def _written(report: Report) -> dict[str, list[str]]:
+    """Each column's title and cells."""
+    figured = columns(report.rows, report.score_name)
+    return {
+        "model": [clean(row.name) for row in report.rows],
+        **{column.title: [column.text(row) for row in report.rows] for column in figured},
+        "runtime": [clean(row.runtime) for row in report.rows],
+    }
+
+
+def _fitting(written: Columns, width: int) -> Columns:
+    """The columns that fit side by side, without the least important where all of them don't."""
+    kept = dict(written)
+    for title in LEAST_FIRST:
+        if sum(max(map(len, [title, *cells])) + 2 for title, cells in kept.items()) <= width:
+            break
+        kept.pop(title, None)
+    return kept
+
+
+def _drawn(kept: Columns, report: Report) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for title in kept:
+        named = title in ("model", "runtime")
+        table.add_column(clean(title), justify="left" if named else "right", overflow="fold")
+    for row, *cells in zip(report.rows, *kept.values(), strict=True):
+        table.add_row(*map(Text, cells), style=STYLES[row.role])
+    return table
+
+
+def show_artifacts(folder: Path, report: Report) -> None:
+    """Where everything is: the files that the rows were measured from, and the page."""
+    print(f"\nReport: {clean(str(folder / 'report.html'))}")
+    there = [folder / row.name.removesuffix("-folder") for row in report.rows]
+    for path in there:
+        if path.exists():
+            print(f"  {clean(str(path))}")
+
+
+def show_rooms(rooms: Mapping[str, list[Description]]) -> None:
+    """Everything that can stand under some keys of a recipe."""
+    if not watched(sys.stdout):
+        for room, known in rooms.items():
+            print("\n".join(_listed(room, known)), end="\n\n")
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for room, known in rooms.items():
+        console.print(_catalogue(room, known))
+
+
+def _listed(room: str, known: list[Description]) -> Iterator[str]:
+    yield f"{room}:"
+    for entry in known:
+        yield f"  {entry.name}  {entry.says}"
+        for option in entry.options:
+            yield f"      {signature(option)}  {option.says}".rstrip()
+
+
+def _catalogue(room: str, known: list[Description]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
+    table.add_column(room, style="bold", no_wrap=True)
+    table.add_column("what it is; its options")
+    for entry in known:
+        about = Text(entry.says)
+        for option in entry.options:
+            name, rest = signature(option).split(":", 1)
+            about.append("\n  ").append(name, "cyan").append(f":{rest}")
+            about.append(f"  {option.says}", "dim")
+        table.add_row(entry.name, about)
+    table.add_row("", "")
+    return table
+
+
+def signature(option: Option) -> str:
+    """An option as Python writes it: `temperature: float = 1.0`."""
+    return f"{option.name}: {option.type}" + ("" if option.required else f" = {option.default!r}")

@@ -1,0 +1,175 @@
+"""Every recipe in the repository resolves, and its tiny twin runs end to end on a tiny teacher."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from attar.pipeline import run
+from attar.recipe import Recipe, check, read
+from attar.report import Report
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+WORDS = {
+    "card": "my card was lost please block it",
+    "rate": "what exchange rate do you take today",
+    "top_up": "how do i top up with cash",
+}
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    """Three intents, forty questions each in training and ten in test."""
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    for split, count in (("train", 40), ("test", 10)):
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            for label, words in WORDS.items():
+                parts = words.split()
+                for n in range(count):
+                    rows.writerow([" ".join(parts[n % len(parts) :] + parts[: n % len(parts)]), label])
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A random six-layer BERT with a word-piece tokenizer, as a folder of transformers."""
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special)
+    tokenizer.train_from_iterator([*WORDS.values(), "unused words of another world"], trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": word for name, word in names.items()}
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=24,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path / "base"
+    BertModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def tiny(path: Path, bank: Path, base: Path) -> Recipe:
+    """The same recipe on three intents, two-step trainings and the tiny teacher."""
+    paper = read(path)
+    said = paper.to_dict()
+    said["task"]["text.classification"] |= {"dataset": str(bank), "validation": 0.2}
+    [(_, teacher)] = said["teacher"].items()
+    teacher |= {"model": str(base), "epochs": 1}
+    for step in said["steps"]:
+        if isinstance(step, dict) and "distill" in step:
+            options = step["distill"]
+            options.pop("epochs", None)
+            step["distill"] = options | {"steps": 2, "batch_size": 8}
+            if "evaluate" in options:
+                step["distill"]["evaluate"] = 1
+    said["measure"] = ["score", "parameters", "macs", "size"]
+    return read(said)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_resolves_and_opens_with_its_command(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith(f"# attar run recipes/{path.name}")
+    resolved = check(read(path))
+    assert resolved.steps
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_tiny_twin_of_every_recipe_runs_end_to_end(
+    path: Path, bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    recipe = tiny(path, bank, base)
+    report = run(recipe, tmp_path / "out")
+    names = [row.name for row in report.rows]
+    assert {"teacher", "student", "labels_only", "label_smoothing", "bag_of_words"} <= set(names)
+    assert len(names) == len(set(names))
+    if "labelled_per_class" in recipe.task.options:
+        assert "pseudo_labels" in names
+    for row in report.rows:
+        assert row.score is not None
+        assert 0 <= row.score <= 1
+        assert row.metrics["examples"] == 30
+    files = [name for name in names if name.endswith(".onnx")]
+    assert files
+    for name in files:
+        assert (tmp_path / "out" / name).is_file()
+    written = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert written["schema"] == 1
+    assert Report.read(tmp_path / "out").to_dict() == written
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_a_second_run_trains_nothing_again_and_scores_the_same(
+    bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    recipe = tiny(ROOT / "recipes" / "quickstart.yaml", bank, base)
+    first = run(recipe, tmp_path / "out")
+    monkeypatch.setattr("attar.engine.local.at", None)  # whoever trains now fails
+    second = run(recipe, tmp_path / "out")
+    assert [(row.name, row.score) for row in first.rows] == [
+        (row.name, row.score) for row in second.rows
+    ]
+    assert second.cost["seconds"]["student"] == first.cost["seconds"]["student"]
+
+
+def test_the_baselines_start_from_the_student_s_own_weights_head_included(
+    bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a learning rate of (almost) nothing, student and baselines stay where they began."""
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    said = tiny(ROOT / "recipes" / "quickstart.yaml", bank, base).to_dict()
+    said["steps"][0]["distill"]["lr"] = 1e-12
+    run(read(said), tmp_path / "out")
+    from safetensors.torch import load_file
+
+    arms = {
+        folder.name.rpartition("-")[0]: load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "out" / "arms").iterdir()
+    }
+    assert set(arms) == {"student", "labels_only", "label_smoothing", "pseudo_labels"}
+    for name, weights in arms.items():
+        for key, weight in weights.items():
+            assert torch.allclose(weight, arms["student"][key], atol=1e-7), (name, key)
+
+
+def test_a_model_without_a_student_is_compressed_as_it_is(
+    bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    said = tiny(ROOT / "recipes" / "quickstart.yaml", bank, base).to_dict()
+    for key in ("student", "teach"):
+        said[key] = None
+    said |= {"losses": [], "baselines": []}
+    said["steps"] = [{"prune.magnitude": {"ratio": 0.3}}, "quantize.int8_dynamic", "export.onnx"]
+    report = run(read(said), tmp_path / "out")
+    names = [row.name for row in report.rows]
+    assert names == [
+        "teacher",
+        "student-magnitude",
+        "student-magnitude-int8_dynamic.onnx",
+        "bag_of_words",
+    ]
