@@ -345,13 +345,18 @@ def follow_steps(
             continue
         else:
             here.screen.say(f"{step.name} ...")
-            model = ask(step.function, {"model": model, "example": here.task.example})
+            model = compressed(here, step.function, model)
             name = f"{name}-{step.name.rpartition('.')[2]}"
         left = [later.name for later in here.plan.steps[number + 1 :]]
         if not emulated(model) or not any(later.startswith("export.") for later in left):
             entries = [each for each in entries if each.name != name]
             entries.append(Entry(name, model))
     return entries, begun
+
+
+def compressed(here: Setting, step: partial[Any], model: nn.Module) -> nn.Module:
+    """The model made smaller by one of the recipe's steps."""
+    return ask(step, {"model": model, "example": here.task.example})  # type: ignore[no-any-return]
 
 
 def _export(

@@ -14,7 +14,7 @@ import pandas
 import pytest
 
 from attar.errors import AttarError, DataError
-from attar.tasks.text.reading import Table, read
+from attar.tasks.text.reading import Table, peek, read
 
 TEXTS = (
     "plain",
@@ -28,6 +28,7 @@ TEXTS = (
     "NULL",
     "\x00 and \u2028 within",
 )
+ZIPPED = gzip.compress(b"text,label\n" + b"a,x\n" * 99, mtime=0)
 LABELS = tuple(f"class {n % 3}" for n in range(len(TEXTS)))
 
 
@@ -235,8 +236,8 @@ def test_columns_that_are_wrong_or_doubtful_are_named_in_one_sentence(
         ("wide.csv", "text,label\na,x\n".encode("utf-16"), "line 1 is not UTF-8"),
         ("latin.jsonl", '\n\n{"text": "Zürich"}'.encode("latin-1"), "line 3 is not UTF-8"),
         ("broken.csv.gz", b"no gzip at all", "can't be read: Not a gzipped file"),
-        ("short.csv.gz", gzip.compress(b"text,label\n" + b"a,x\n" * 99)[:-9], "can't be read"),
-        ("bad.csv.gz", gzip.compress(b"text,label\na,x\n")[:12] + b"\xff" * 30, "can't be read"),
+        ("short.csv.gz", ZIPPED[:-9], "can't be read"),
+        ("bad.csv.gz", ZIPPED[:12] + b"\xff" * 30, "can't be read"),
         ("bad.jsonl", b'{"text": "a", "label": "x"}\n{"text": \n', "line 2 is not JSON"),
         ("list.jsonl", b'\n["a", "x"]\n', "line 2 is not a JSON object"),
         ("bad.json", b'[{"text": "a"', "is not JSON"),
@@ -253,7 +254,7 @@ def test_columns_that_are_wrong_or_doubtful_are_named_in_one_sentence(
         ("book.xlsx", b"PK\x03\x04", "is of no known kind"),
         ("notes.txt", b"text,label\na,x\n", "is of no known kind"),
         ("nothing", b"text,label\na,x\n", "is of no known kind"),
-        ("only.gz", gzip.compress(b"text,label\na,x\n"), "is of no known kind"),
+        ("only.gz", ZIPPED, "is of no known kind"),
     ],
 )
 def test_files_that_cannot_be_read_say_why_and_where(
@@ -322,6 +323,17 @@ def test_folders_that_are_not_whole_or_not_clear_say_so(tmp_path: Path) -> None:
     message = said(lambda: read(str(tmp_path)))
     assert "more than one file for train: train.csv, training.jsonl" in message
     assert "is a folder" in said(lambda: read(str(tmp_path), only="test"))
+
+
+def test_peeking_shows_the_columns_of_a_file_or_of_a_folders_training_file(tmp_path: Path) -> None:
+    write_csv(tmp_path / "test.csv", {"other": ["b"]})
+    path = write_csv(tmp_path / "train.csv", {"words": ["a"], "what": ["x"]})
+    (tmp_path / "train.md").write_text("notes")
+    for place in (path, tmp_path):
+        assert peek(str(place)).columns == {"words": ["a"], "what": ["x"]}
+    path.unlink()
+    for place in (path, tmp_path):
+        assert str(place) in said(lambda place=place: peek(str(place)))
 
 
 class Hub:

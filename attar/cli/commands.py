@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attar.cli.ending import EXIT_CODES, USER, Commands
-from attar.cli.terminal import clean, screen, watched
+from attar.cli.terminal import clean, screen
 from attar.errors import AttarError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -139,8 +138,13 @@ def list_(
 
 def _known(key: str) -> Iterator[Description]:
     from attar.recipe import ROOMS
-    from attar.resolve import describe, names
+    from attar.resolve import Description, Option, describe, names
 
+    if key == "losses":
+        weight = Option("weight", float, "float or a schedule", 1.0, "how much it counts")
+        layers = Option("layers", str, "auto or {student path: teacher path}", None, "")
+        says = "The task's own loss, the true labels. Every loss has these options too:"
+        yield Description("task", says, (weight, layers), ())
     for name, function in sorted(names(ROOMS[key]).items()):
         yield describe(function, name)
 
@@ -197,21 +201,15 @@ def doctor(
     trust: Trust = False,
 ) -> None:
     """Examine this machine, and what a recipe would work with."""
+    from attar.cli.tables import show_finding
     from attar.doctor import examine
 
-    drawn = watched(sys.stdout)
     well = True
     for finding in examine(None if recipe is None else str(recipe), settings or [], trust):
-        print(clean(f"{_mark(finding.ok, drawn)} {finding.name}: {finding.says}"), flush=True)
+        show_finding(finding.name, finding.ok, finding.says)
         well = well and finding.ok is not False
     if not well:
         raise typer.Exit(USER)
-
-
-def _mark(ok: bool | None, drawn: bool) -> str:
-    if drawn:
-        return "·" if ok is None else "✓" if ok else "✗"
-    return "info" if ok is None else "ok  " if ok else "FAIL"
 
 
 @app.command()

@@ -15,12 +15,15 @@ from attar.report.table import columns
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from attar.resolve import Description, Option
+    from attar.resolve import Description
 
-LEAST_FIRST = ("MACs", "p95 ms", "memory", "runtime", "parameters")
+LEAST_FIRST = ("MACs", "runtime", "p95 ms", "memory", "parameters")
 """The columns a narrow terminal goes without, the first of them first."""
 
 STYLES = {"teacher": "", "student": "bold", "export": "bold", "baseline": "dim"}
+
+MARKS = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("·", "dim")}
+PLAIN_MARKS = {True: "ok  ", False: "FAIL", None: "info"}
 
 Columns = Mapping[str, list[str]]
 
@@ -63,7 +66,7 @@ def _fitting(written: Columns, width: int) -> Columns:
     """The columns that fit side by side, without the least important where all of them don't."""
     kept = dict(written)
     for title in LEAST_FIRST:
-        if sum(max(map(len, [title, *cells])) + 2 for title, cells in kept.items()) <= width:
+        if sum(max(map(len, [title, *cells])) + 3 for title, cells in kept.items()) <= width:
             break
         kept.pop(title, None)
     return kept
@@ -77,7 +80,7 @@ def _drawn(kept: Columns, report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for title in kept:
         named = title in ("model", "runtime")
-        table.add_column(clean(title), justify="left" if named else "right", overflow="fold")
+        table.add_column(Text(clean(title)), justify="left" if named else "right", overflow="fold")
     for row, *cells in zip(report.rows, *kept.values(), strict=True):
         table.add_row(*map(Text, cells), style=STYLES[row.role])
     return table
@@ -86,10 +89,23 @@ def _drawn(kept: Columns, report: Report) -> Table:
 def show_artifacts(folder: Path, report: Report) -> None:
     """Where everything is: the files that the rows were measured from, and the page."""
     print(f"\nReport: {clean(str(folder / 'report.html'))}")
-    there = [folder / row.name.removesuffix("-folder") for row in report.rows]
-    for path in there:
-        if path.exists():
-            print(f"  {clean(str(path))}")
+    names = [row.name.removesuffix("-folder") for row in report.rows]
+    if there := [name for name in dict.fromkeys(names) if (folder / name).exists()]:
+        print(f"Beside it: {clean(', '.join(there))}")
+
+
+def show_finding(name: str, ok: bool | None, says: str) -> None:
+    """One thing that `doctor` looked at, as soon as it is known."""
+    if not watched(sys.stdout):
+        print(clean(f"{PLAIN_MARKS[ok]} {name}: {says}"), flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    mark, style = MARKS[ok]
+    told = textwrap.fill(clean(f"{name}: {says}"), console.width - 2, subsequent_indent="  ")
+    console.print(Text.assemble((f"{mark} ", style), told))
 
 
 def show_rooms(rooms: Mapping[str, list[Description]]) -> None:
@@ -106,11 +122,11 @@ def show_rooms(rooms: Mapping[str, list[Description]]) -> None:
 
 
 def _listed(room: str, known: list[Description]) -> Iterator[str]:
+    wide = max(len(name) for entry in known for name, _ in _told(entry))
     yield f"{room}:"
     for entry in known:
-        yield f"  {entry.name}  {entry.says}"
-        for option in entry.options:
-            yield f"      {signature(option)}  {option.says}".rstrip()
+        for name, words in _told(entry):
+            yield f"  {name:<{wide}}  {words}"
 
 
 def _catalogue(room: str, known: list[Description]) -> Table:
@@ -119,19 +135,20 @@ def _catalogue(room: str, known: list[Description]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
-    table.add_column(room, style="bold", no_wrap=True)
-    table.add_column("what it is; its options")
+    table.add_column(room, no_wrap=True)
+    table.add_column("what it is; its options, with type and default", ratio=1)
     for entry in known:
-        about = Text(entry.says)
-        for option in entry.options:
-            name, rest = signature(option).split(":", 1)
-            about.append("\n  ").append(name, "cyan").append(f":{rest}")
-            about.append(f"  {option.says}", "dim")
-        table.add_row(entry.name, about)
+        (name, says), *options = _told(entry)
+        table.add_row(Text(name, "bold"), Text(says))
+        for option, words in options:
+            table.add_row(Text(option, "cyan"), Text(words, "dim"))
     table.add_row("", "")
     return table
 
 
-def signature(option: Option) -> str:
-    """An option as Python writes it: `temperature: float = 1.0`."""
-    return f"{option.name}: {option.type}" + ("" if option.required else f" = {option.default!r}")
+def _told(entry: Description) -> Iterator[tuple[str, str]]:
+    """A name and what it is; then each option, its type, its default, and what it is."""
+    yield entry.name, entry.says
+    for option in entry.options:
+        default = "required" if option.required else repr(option.default)
+        yield f"  {option.name}", f"{option.type}, {default}{': ' * bool(option.says)}{option.says}"

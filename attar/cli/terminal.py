@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task
 
 WIDEST_BAR = 40
-TITLE = 24
+TITLE = 25
 """As many columns for each title, so that the bars stand below one another."""
-BESIDE_THE_BAR = TITLE + 46
-"""Columns that title, count, rate, time and word need."""
+FIGURES = 32
+WORD = 10
+BESIDE_THE_BAR = TITLE + FIGURES + WORD + 3
+"""Columns that title, figures and word need, with a space after each."""
 
 
 def watched(stream: TextIO) -> bool:
@@ -72,7 +74,8 @@ class Lines:
         started, last = time.monotonic(), list[str]()
 
         def advance(done: int, total: int, word: str) -> None:
-            last[:] = [f"{done} of {total}", *([word] if word else [])]
+            # A unit follows its number ("9 of 9 texts"); more than one word is a remark.
+            last[:] = [f"{done} of {total}{',' * (' ' in word)} {word}".rstrip()]
 
         self.say(f"{title} ...")
         yield advance
@@ -100,12 +103,14 @@ class Bars:
 
         columns = _columns(self._console.width)
         with Progress(*columns, console=self._console, refresh_per_second=4) as progress:
+            started = progress.get_time()
             bar = progress.add_task(clean(title), total=None, word="")
 
             def advance(done: int, total: int, word: str) -> None:
                 if progress.tasks[0].total is None:
                     # What an earlier run did already must not count into the rate.
-                    progress.reset(bar, total=total, completed=done, word=word)
+                    progress.reset(bar, total=total, completed=done)
+                    progress.tasks[0].start_time = started
                 progress.update(bar, completed=done, total=total, word=clean(word))
 
             yield advance
@@ -122,12 +127,21 @@ def _columns(width: int) -> list[ProgressColumn]:
         max_refresh = 0.5
 
         def render(self, task: Task) -> Text:
-            return Text(f"{_count(task):>9}  {_rate(task):>10}  {_clock(task)}", style="cyan")
+            return Text(f"{_count(task):>9}  {_rate(task):>9}  {_clock(task)}", style="cyan")
 
     room = min(WIDEST_BAR, width - BESIDE_THE_BAR)
     drawn = [BarColumn(room)] if room >= 5 else []
-    title = TextColumn("{task.description}", markup=False, table_column=Column(min_width=TITLE))
-    return [title, *drawn, Figures(), TextColumn("{task.fields[word]}", style="dim", markup=False)]
+    left = max(WORD, width - BESIDE_THE_BAR - room + WORD)
+    title = TextColumn(
+        "{task.description}", markup=False, table_column=Column(min_width=TITLE, no_wrap=True)
+    )
+    word = TextColumn(
+        "{task.fields[word]}",
+        style="dim",
+        markup=False,
+        table_column=Column(max_width=left, no_wrap=True, overflow="ellipsis"),
+    )
+    return [title, *drawn, Figures(table_column=Column(no_wrap=True)), word]
 
 
 def _count(task: Task) -> str:
@@ -144,7 +158,7 @@ def _rate(task: Task) -> str:
 def _clock(task: Task) -> str:
     left = task.time_remaining
     if task.finished:
-        return f"{_time(task.elapsed or 0)} taken"
+        return f"{_time(task.elapsed or 0)}"
     return "" if left is None else f"{_time(left)} left"
 
 

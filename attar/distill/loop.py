@@ -76,8 +76,8 @@ def train(
     patience: validation scores without a better one before training stops
     keep: the last weights, or the best by validation score
 
-    Raises EngineError where the loss is not finite or the lessons end too early, RecipeError where
-    a loss lacks what it asks for.
+    Raises EngineError where the loss is not finite or the lessons end before the learning rate has
+    fallen, RecipeError where a loss lacks what it asks for.
     """
     lessons, steps = _length(lessons, steps, epochs, batch_size)
     choosing = keep == "best" or patience is not None
@@ -124,8 +124,11 @@ def train(
         if watch is not None:
             watch(record)
         engine.save(step)
-    if step < steps and not best.stale(patience):
-        raise EngineError(f"The lessons ended after {step} of {steps} steps; give fewer `steps`.")
+    if step < steps and decay != "constant" and not best.stale(patience):
+        raise EngineError(
+            f"The lessons ended after {step} of {steps} steps, before the learning rate had "
+            f"fallen; set `steps` to {step}."
+        )
     if best.weights is not None:
         student.load_state_dict(best.weights)
     for parameter in frozen:

@@ -92,6 +92,7 @@ class Objective(nn.Module):
         be compared.
         """
         super().__init__()
+        student, teacher = _trimmed(student), None if teacher is None else _trimmed(teacher)
         self.terms = tuple(terms)
         if not self.terms:
             raise RecipeError("There is nothing to minimise: give at least one loss.")
@@ -114,6 +115,8 @@ class Objective(nn.Module):
         """The loss (a scalar) of the student's knowledge of a lesson, and each term's own value."""
         total = student.logits.new_zeros((), dtype=torch.float32)
         parts: dict[str, float] = {}
+        teacher = None if lesson.teacher is None else _trimmed(lesson.teacher)
+        student, lesson = _trimmed(student), Lesson(lesson.batch, teacher)
         for each, name, asked in zip(self.terms, self._names, self._asked, strict=True):
             value = self._value(each, asked, student, lesson)
             total = total + each.weight_at(progress) * value
@@ -182,6 +185,11 @@ def _compared(each: Term, asked: Sequence[str], available: Mapping[str, Any]) ->
         return each.function(**{name: available[name] for name in asked if name in available})
     except ValueError as error:
         raise RecipeError(f"The loss {each.name} can't be had: {error}") from error
+
+
+def _trimmed(knowledge: Knowledge) -> Knowledge:
+    """Without padding that no row needs: one side may come from a store, which keeps none."""
+    return knowledge.rows(0, len(knowledge.logits))
 
 
 def _meet(

@@ -13,6 +13,9 @@ from attar.types import Batch
 BUCKET = 50
 """Batches that are sorted by length together; larger pads less, smaller mixes more."""
 
+MIXES = 4
+"""Buckets that an epoch has at least: in one alone, the same rows would always meet."""
+
 
 class Batches:
     """An endless stream of shuffled batches; `position` is the number of the next one.
@@ -58,7 +61,7 @@ class Batches:
     def _epoch(self, epoch: int) -> list[np.ndarray[Any, Any]]:
         random = np.random.default_rng([self._seed, epoch])
         shuffled = random.permutation(self._rows)
-        size = BUCKET * self._batch_size
+        size = max(1, min(BUCKET, len(self) // MIXES)) * self._batch_size
         buckets = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
         ordered = [bucket[np.argsort(self._lengths[bucket], kind="stable")] for bucket in buckets]
         # Even parts, so that no step is taken on a last batch of one row.

@@ -52,7 +52,8 @@ def split(
     if not rows["test"] or not rows["validation"]:
         raise DataError(
             f"{tables['train'].source} has {len(tables['train'].labels)} rows of {len(classes)} "
-            "classes, too few to hold some out; give more rows, or test and validation files."
+            "classes, too few different texts to hold some out; give more, or files for test and "
+            "validation."
         )
     notes += _part_(rows, texts)
     labelled, hidden = _choose(rows["train"], labels, labelled_per_class, random)

@@ -1,0 +1,43 @@
+"""Which layers of a model a compressor works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from attar.errors import ModelError, nearest
+
+
+def chosen(
+    model: nn.Module,
+    wanted: Callable[[nn.Module], bool],
+    exclude: Sequence[str] | None,
+    what: str,
+) -> dict[str, nn.Module]:
+    """The wanted layers by path, without those that are excluded or inside of what is.
+
+    A layer that stands in several places is there once for each.
+
+    what: the layers and the verb, for the sentence where there are none
+    Raises ModelError for an excluded path that holds no such layer, and where none is left.
+    """
+    found = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path and wanted(module)
+    }
+    places = {place for path in found for place in _around(path)}
+    for path in exclude or ():
+        if path not in places:
+            raise ModelError(f"exclude names {path!r}, where nothing is; {nearest(path, places)}")
+    left = {path: m for path, m in found.items() if not set(_around(path)) & set(exclude or ())}
+    if not left:
+        raise ModelError(f"{type(model).__name__} has no {what}.")
+    return left
+
+
+def _around(path: str) -> list[str]:
+    """A path and those of all that it is inside of."""
+    parts = path.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]

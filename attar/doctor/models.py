@@ -1,0 +1,184 @@
+"""The data of a recipe, and its models before any training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attar import teach
+from attar.doctor.finding import Finding, share
+from attar.pipeline import Cast, Setting
+from attar.resolve import chosen
+from attar.types import Batch
+
+
+def data(here: Setting) -> Iterator[Finding]:
+    """Counts, and what is wrong with the texts and their labels."""
+    task = here.task
+    parts = ("train", "labelled", "validation", "test")
+    counts = ", ".join(f"{task.size(part)} {part}" for part in parts)
+    yield Finding("data", True, f"{counts}; {len(task.classes)} classes.")
+    yield from (Finding("data", None, note) for note in task.notes)
+    empty = sum(not text.strip() for text in task.texts)
+    yield share("empty texts", (empty, len(task.texts)), "training texts are empty", "remove them")
+    known = set(task.texts)
+    twice = sum(text in known for text in task.texts_of("test"))
+    cure = "scores on them are too good; remove them from either"
+    yield share("leakage", (twice, task.size("test")), "test texts are training texts too", cure)
+    sizes = Counter(task.labelled[1])
+    least, most = min(sizes.values()), max(sizes.values())
+    says = f"Classes have {least} to {most} labelled texts"
+    told = f"{says}." if most <= 10 * least else f"{says}: read macro_f1 beside the accuracy."
+    yield Finding("balance", True if most <= 10 * least else None, told)
+
+
+def tokens(here: Setting, cast: Cast) -> Iterator[Finding]:
+    """Whether texts are cut off, and whether both models see the same pieces."""
+    limit = here.task.max_length
+    texts = _spread(here, "train", 1000).inputs
+    mine: Any = cast.student.tokenizer
+    ids = mine(list(texts), truncation=True, max_length=limit + 1)["input_ids"]
+    cut = sum(len(row) > limit for row in ids)
+    what = f"texts are longer than max_length, {limit} tokens"
+    yield share("length", (cut, len(texts)), what, "raise max_length", most=0.1)
+    if cast.teacher is None:
+        return
+    its: Any = cast.teacher.tokenizer
+    other = sum(mine.tokenize(text) != its.tokenize(text) for text in texts)
+    says = f"Teacher and student cut {other} of {len(texts)} texts into different pieces"
+    if not other:
+        yield Finding("tokenizers", True, f"{says}.")
+    else:
+        yield Finding("tokenizers", None, f"{says}: compare layers pooled, with `layers: auto`.")
+
+
+def label_order(here: Setting, cast: Cast) -> Iterator[Finding]:
+    """Whether the teacher means by each class what the data means."""
+    name, classes = "label order", here.task.classes
+    if cast.teacher is None:
+        yield Finding(name, None, "There is no teacher.")
+        return
+    named = _named_classes(cast.teacher)
+    if named is not None and named != classes:
+        pairs = enumerate(zip_longest(named, classes))
+        at, (its, ours) = next(found for found in pairs if found[1][0] != found[1][1])
+        cure = "put its config.id2label and its head into the data's order."
+        yield Finding(
+            name, False, f"The teacher's class {at} is {its!r}, the data's is {ours!r}: {cure}"
+        )
+    elif not cast.trained:
+        yield Finding(name, True, f"The teacher will be trained for these {len(classes)} classes.")
+    else:
+        yield _agreement(name, *_answered(here, cast.teacher, "labelled", 512), classes)
+
+
+def _named_classes(teacher: Any) -> tuple[str, ...] | None:
+    """The classes in the order of the teacher's logits, where it says."""
+    try:
+        return tuple(name for _, name in sorted(teacher.config.id2label.items()))
+    except AttributeError:
+        return None
+
+
+def _agreement(name: str, logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Finding:
+    """Whether the answers fit the labels as they are, or only under other names."""
+    answers, half = logits.argmax(1), slice(1, None, 2)
+    right = float((answers[half] == labels[half]).float().mean())
+    # The names that would fit best, learned on one half of the texts, are judged on the other.
+    votes = torch.zeros(len(classes), len(classes))
+    votes.index_put_((answers[::2], labels[::2]), torch.tensor(1.0), accumulate=True)
+    renamed = float((votes.argmax(1)[answers[half]] == labels[half]).float().mean())
+    says = f"The teacher agrees with {right:.0%} of {len(labels[half])} labels"
+    if renamed > max(2 * right, right + 0.2):
+        worst = int((votes - votes.diag().diag()).amax(1).argmax())
+        truth = classes[int(votes[worst].argmax())]
+        return Finding(
+            name,
+            False,
+            f"{says}, but with {renamed:.0%} if its classes are renamed: where it says "
+            f"{classes[worst]!r}, the data says {truth!r}. Put id2label of its config.json right.",
+        )
+    if right < 1.2 / len(classes):
+        return Finding(name, False, f"{says}, no more than chance: take a teacher of this task.")
+    return Finding(name, True, f"{says}.")
+
+
+def eval_mode(here: Setting, cast: Cast) -> Iterator[Finding]:
+    """Whether the teacher, asked twice, says the same."""
+    name, batch = "eval mode", _spread(here, "train", 8)
+    if cast.teacher is None:
+        yield Finding(name, None, "There is no teacher.")
+        return
+    forward = here.task.forward
+    first, second = (teach.ask(cast.teacher, batch, forward).logits for _ in range(2))
+    if torch.equal(first, second):
+        yield Finding(name, True, "The teacher gives the same answer twice.")
+    else:
+        gap = float((first - second).abs().max())
+        cure = "its dropout stays on in eval mode (call F.dropout with training=self.training)."
+        says = f"Asked twice, the teacher's logits differ by up to {gap:.2g}: {cure}"
+        yield Finding(name, False, says)
+
+
+def parity(here: Setting, cast: Cast) -> Iterator[Finding]:
+    """Whether an answer stays the same beside longer texts, for teacher and student."""
+    batch = _spread(here, "train", 8)
+    forward = here.task.forward
+    for whose, model in (("teacher", cast.teacher), ("student", cast.student)):
+        if model is None:
+            continue
+        ones = [batch.rows(n, n + 1) for n in range(len(batch))]
+        alone = torch.cat([teach.ask(model, one, forward).logits for one in ones])
+        together = teach.ask(model, batch, forward).logits
+        gap, scale = float((alone - together).abs().max()), float(together.std())
+        says = f"Alone and in a padded batch the {whose}'s logits differ by up to {gap:.1g}"
+        if gap <= 1e-5 + 1e-3 * scale:
+            yield Finding(f"padding, {whose}", True, f"{says}.")
+        else:
+            cure = f"their spread is {scale:.2g}; have it leave out what attention_mask has as 0."
+            yield Finding(f"padding, {whose}", False, f"{says}, and {cure}")
+
+
+def logit_scale(here: Setting, cast: Cast) -> Iterator[Finding]:
+    """Whether the teacher's answers say more than labels, and more than nothing."""
+    name = "logit scale"
+    if cast.teacher is None:
+        yield Finding(name, None, "There is no teacher.")
+        return
+    if not cast.trained:
+        yield Finding(name, None, "The teacher is trained first: its scale is known only then.")
+        return
+    logits, _ = _answered(here, cast.teacher, "train", 256)
+    top, classes = float(logits.softmax(1).amax(1).mean()), len(here.task.classes)
+    spread = float(logits.std())
+    says = f"The logits' standard deviation is {spread:.2g}, the top probability {top:.3f}"
+    warmest = max([1, *(chosen(loss.function, "temperature") or 1 for loss in here.plan.losses)])
+    if top > 0.99 and warmest < 2:
+        cure = "its answers hold little more than labels; set `temperature: 4` in the loss."
+        yield Finding(name, False, f"{says} on the mean: {cure}")
+    elif top < min(2 / classes, 1 / classes + 0.1):
+        cure = "it seems not trained for this task; use `finetune`, or another teacher."
+        yield Finding(name, False, f"{says} on the mean, hardly above chance: {cure}")
+    else:
+        yield Finding(name, True, f"{says} on the mean.")
+
+
+def _spread(here: Setting, part: str, rows: int) -> Batch:
+    """Some examples of a part, from the shortest to the longest."""
+    whole = next(here.task.sweep(part, batch_size=here.task.size(part)))
+    at = sorted({int(n) for n in torch.linspace(0, len(whole) - 1, rows)})
+    inputs, keys = ([column[n] for n in at] for column in (whole.inputs, whole.keys))
+    return Batch(tuple(inputs), whole.labels[at], tuple(keys))
+
+
+def _answered(here: Setting, teacher: nn.Module, part: str, rows: int) -> tuple[Tensor, Tensor]:
+    """The teacher's logits (rows, classes) for some examples, and their labels."""
+    batch = _spread(here, part, rows)
+    parts = [batch.rows(n, n + 64) for n in range(0, len(batch), 64)]
+    known = [teach.ask(teacher, each, here.task.forward).logits.cpu() for each in parts]
+    return torch.cat(known), batch.labels

@@ -1,0 +1,123 @@
+"""The overfit test: a student that can't learn two batches by heart will not learn a data set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+
+from attar import distill, pipeline, teach
+from attar.doctor.finding import Finding
+from attar.pipeline import Cast, Setting
+from attar.resolve import ask, chosen
+from attar.types import Batch, Lesson
+
+STEPS, LEARNED = 200, 0.2
+"""The overfit test: its steps, and the share of the loss at which it ends and is passed."""
+
+
+class _Enough(Exception):  # noqa: N818  (it is no error)
+    """The student has learned it."""
+
+
+def overfit(here: Setting, cast: Cast) -> Iterator[Finding]:
+    """Whether a copy of the student learns two batches by heart, from the recipe's losses."""
+    name = "overfit"
+    step = next((each.function for each in here.plan.steps if each.name == "distill"), None)
+    if step is None:
+        yield Finding(name, None, "The recipe trains no student: it has no distill step.")
+        return
+    terms = _constant(here, cast)
+    part = "train" if cast.trained else "labelled"
+    size = min(32, chosen(step, "batch_size"))
+    batches = list(islice(here.task.batches(part, batch_size=size), 2))
+    lessons = list(_taught(here, cast, batches))
+    floor = _floor(terms, lessons)
+    losses = _memorize(here, cast, step, terms, lessons, floor)
+    start, end = sum(losses[:2]) / 2, sum(losses[-2:]) / 2
+    rows, by = sum(map(len, batches)), "" if cast.trained else " by the labels"
+    says = f"its loss goes from {start:.3g} to {end:.3g} in {len(losses)} steps{by}"
+    if _learned(losses, floor):
+        yield Finding(name, True, f"The student learns {rows} texts by heart: {says}.")
+        return
+    cure = f"raise lr ({chosen(step, 'lr'):g}), look at rates, or take a larger student."
+    yield Finding(name, False, f"The student can't learn {rows} texts by heart: {says}; {cure}")
+
+
+def _constant(here: Setting, cast: Cast) -> tuple[distill.Term, ...]:
+    """The recipe's terms, each at its highest weight.
+
+    Of a teacher that is not trained yet the answers mean nothing: the labels stand in for them.
+    """
+    terms = cast.taught.terms
+    if cast.teacher is not None and not cast.trained:
+        kept = [term for term in terms if term.layers or not term.needs_teacher]
+        labels = [distill.term(here.task.loss)]
+        terms = (*kept, *(labels if all(term.needs_teacher for term in kept) else ()))
+    return tuple(
+        replace(term, weight=max(term.weight_at(share) for share in (0.0, 0.5, 1.0)))
+        for term in terms
+    )
+
+
+def _taught(here: Setting, cast: Cast, batches: Sequence[Batch]) -> Iterator[Lesson]:
+    if cast.teacher is None:
+        return teach.alone(batches)
+    return teach.online(batches, [cast.teacher], pipeline.asking(here, cast.taught))
+
+
+@torch.no_grad()
+def _floor(terms: Sequence[distill.Term], lessons: Sequence[Lesson]) -> float:
+    """The loss of a student that is the teacher itself: soft answers have an entropy."""
+    total = 0.0
+    own = [replace(term, layers={its: its for its in term.layers.values()}) for term in terms]
+    if compared := [term for term in own if term.needs_teacher]:
+        for lesson in lessons:
+            assert lesson.teacher is not None
+            objective = distill.Objective(compared, lesson.teacher, lesson.teacher)
+            total += float(objective(lesson.teacher, lesson)[0])
+    return total / len(lessons)
+
+
+def _memorize(  # noqa: PLR0917
+    here: Setting,
+    cast: Cast,
+    step: partial[Any],
+    terms: Sequence[distill.Term],
+    lessons: Sequence[Lesson],
+    floor: float,
+) -> list[float]:
+    """The losses of a copy of the student that sees nothing but these lessons."""
+    losses: list[float] = []
+
+    def watch(record: Mapping[str, Any]) -> None:
+        losses.append(record["loss"])
+        if _learned(losses, floor):
+            raise _Enough
+
+    kept = ("lr", "optimizer", "weight_decay", "clip", "accumulate", "rates")
+    with suppress(_Enough):
+        distill.train(
+            copy.deepcopy(cast.student),
+            cycle(lessons),
+            terms,
+            partial(here.task.forward, layers=cast.taught.student_layers),
+            ask(here.plan.engine.function, {}),
+            watch=watch,
+            steps=STEPS,
+            decay="constant",
+            **{name: chosen(step, name) for name in kept},
+        )
+    return losses
+
+
+def _learned(losses: Sequence[float], floor: float) -> bool:
+    """Whether of the loss that can go, over both batches, most is gone."""
+    start, end = (sum(part) - 2 * floor for part in (losses[:2], losses[-2:]))
+    return len(losses) >= 4 and end <= LEARNED * start

@@ -1,0 +1,302 @@
+"""The dry run behind `attar check`: a few steps of everything, and what the whole will take."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from attar import arms, distill, measure, pipeline, teach, teachers
+from attar.baselines import Arm
+from attar.distill.loop import Watch
+from attar.forecast.paper import Forecast, Stage, Training
+from attar.measure.comparing import answer
+from attar.pipeline import Book, Cast, Setting
+from attar.resolve import ask, chosen
+from attar.types import Batch, Lesson
+
+BUDGET = 0.8
+"""Seconds in which the steps of one training are timed."""
+
+__all__ = ["Forecast", "Stage", "Training", "forecast"]
+
+EXPORT = {"export.onnx": 8.0}
+"""Seconds of writing a small model and reading it back, where that is more than a moment."""
+
+PROCESS = 5.0
+"""Seconds in which a fresh process loads the libraries and answers, to tell its memory."""
+
+WORDS = 2e-5
+"""Seconds a labelled text and class of fitting the bag of words."""
+
+LIBRARIES = 600_000_000
+"""Bytes of memory that Python and the libraries take."""
+
+
+def forecast(here: Setting) -> Forecast:
+    """Load the models, take a few steps of everything, and say what the whole will take.
+
+    Nothing is trained to its end, and nothing written but into a temporary folder. It knows
+    neither what else this machine will do, nor whether a training will stop early.
+    Raises a child of AttarError for whatever the run itself would stumble over.
+    """
+    start, book = time.perf_counter(), Book()
+    cast = pipeline.cast(here, book)
+    stages = [Stage("reading and loading", time.perf_counter() - start)]
+    texts = here.task.texts[:: max(1, here.task.size("train") // 1000)]
+    tokens = int(here.task.encode(cast.student, texts)["attention_mask"].sum()) / len(texts)
+    student, teacher = _answering(here, cast.student), 0.0
+    if pipeline.teacher_kept(here) is not None:
+        stages.append(_teacher(here, cast, tokens))
+    if cast.teacher is not None:
+        teacher, row = _asking(here, cast)
+        if here.plan.teach is not None and here.plan.teach.name == "offline":
+            stages.append(_knowledge(here, cast, teacher, row))
+    followed = list(_steps(here, cast, tokens, student))
+    stages += followed
+    seconds = _measuring(here, cast, teacher, student * len(followed), followed)
+    stages.append(Stage("measuring", seconds))
+    parameters = {
+        "teacher": 0 if cast.teacher is None else measure.parameters(cast.teacher),
+        "student": measure.parameters(cast.student),
+        "bridges": _bridges(here, cast),
+    }
+    return Forecast(
+        {part: here.task.size(part) for part in ("train", "labelled", "validation", "test")},
+        len(here.task.classes),
+        tokens,
+        parameters,
+        book.plan["layers"],
+        tuple(stages),
+        _memory(parameters, stages),
+    )
+
+
+class _Enough(Exception):  # noqa: N818  (it is no error)
+    """Enough steps have been timed."""
+
+
+@dataclass
+class _Clock:
+    """Times the first steps of a training, and counts what they keep for their gradients."""
+
+    steps: int = 0
+    activations: int = 0
+    _times: list[float] = field(default_factory=lambda: [time.perf_counter()])
+    _kept: dict[int, int] = field(default_factory=dict)
+
+    def time(self, train: Callable[[Watch], object]) -> None:
+        """Begin a training, and leave it when the time is up."""
+        with suppress(_Enough), saved_tensors_hooks(self._keep, lambda kept: kept):
+            train(self._watch)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of a step; the first, in which memory is found, is left out where it can be."""
+        first = min(1, len(self._times) - 2)
+        return (self._times[-1] - self._times[first]) / (len(self._times) - 1 - first)
+
+    def _watch(self, record: Mapping[str, Any]) -> None:
+        self.steps = record["steps"]
+        self.activations = max(self.activations, sum(self._kept.values()))
+        self._kept.clear()
+        self._times.append(time.perf_counter())
+        if len(self._times) > 2 and self._times[-1] - self._times[1] > BUDGET:
+            raise _Enough
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+def _teacher(here: Setting, cast: Cast, tokens: float) -> Stage:
+    """The teacher's own training; it is kept in the cache and beside the results."""
+    assert here.plan.teacher is not None
+    assert cast.teacher is not None
+    make, model, clock = here.plan.teacher.function, cast.teacher, _Clock()
+    given = {"task": here.task, "engine": ask(here.plan.engine.function, {})}
+    clock.time(lambda watch: ask(make, {**given, "watch": watch}))
+    rates = {}
+    if here.plan.teacher.name == "finetune":
+        train, head = chosen(make, "train"), chosen(make, "head_rate")
+        rates = teachers.rates(model, len(here.task.classes), train, head)
+    training = _training(here, "labelled", clock, make, model, rates, tokens)
+    seconds = 0.0 if cast.trained else clock.steps * clock.pace
+    return Stage("teacher", seconds, 2 * measure.size(model), cast.trained, training)
+
+
+def _training(  # noqa: PLR0917
+    here: Setting,
+    part: str,
+    clock: _Clock,
+    function: partial[Any],
+    model: nn.Module,
+    rates: Mapping[str, float],
+    tokens: float,
+) -> Training:
+    examples, batch_size = here.task.size(part), chosen(function, "batch_size") or 1
+    return Training(
+        part,
+        examples,
+        clock.steps,
+        batch_size,
+        int(tokens * min(batch_size, examples) * clock.steps),
+        measure.parameters(model),
+        sum(p.numel() for name, p in model.named_parameters() if _rate(name, rates) > 0),
+        clock.activations,
+    )
+
+
+def _rate(name: str, rates: Mapping[str, float]) -> float:
+    fitting = [prefix for prefix in rates if name.startswith(prefix)]
+    return rates[max(fitting, key=len)] if fitting else 1.0
+
+
+def _asking(here: Setting, cast: Cast) -> tuple[float, float]:
+    """Seconds and bytes of what the teacher knows of one text, put into a store."""
+    assert cast.teacher is not None
+    forward, some = pipeline.asking(here, cast.taught), _some(here)
+    teach.ask(cast.teacher, some[0], forward)  # the first is slower than all that follow
+    with TemporaryDirectory() as folder, teach.open_store(folder, cast.teacher, {}) as known:
+        start = time.perf_counter()
+        rows = teach.fill(known, some, cast.teacher, forward)
+        return (time.perf_counter() - start) / rows, known.bytes / rows
+
+
+def _knowledge(here: Setting, cast: Cast, seconds: float, row: float) -> Stage:
+    """Asking the teacher for what the store lacks."""
+    assert cast.teacher is not None
+    assert here.plan.teach is not None
+    keys = list({key for batch in here.task.sweep("train") for key in batch.keys})
+    folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
+    facts = pipeline.facts_of(here, cast.teacher, cast.taught)
+    known = teach.found_store(folder, cast.teacher, facts) if cast.trained else None
+    missing = len(keys) if known is None else len(known.missing(keys))
+    return Stage("asking the teacher", missing * seconds, int(len(keys) * row), not missing)
+
+
+def _some(here: Setting, batches: int = 4) -> list[Batch]:
+    """Some batches of the training texts, from short ones to long ones."""
+    every = list(here.task.sweep("train"))
+    return [
+        every[n] for n in sorted({int((k + 0.5) * len(every) / batches) for k in range(batches)})
+    ]
+
+
+def _answering(here: Setting, model: nn.Module) -> float:
+    """Seconds of a model's answer to one text, in batches."""
+    some = _some(here)
+    teach.ask(model, some[0], here.task.forward)
+    start = time.perf_counter()
+    for batch in some:
+        teach.ask(model, batch, here.task.forward)
+    return (time.perf_counter() - start) / sum(map(len, some))
+
+
+def _steps(here: Setting, cast: Cast, tokens: float, answering: float) -> Iterator[Stage]:
+    """The recipe's steps in their order, and the baselines."""
+    scheme = partial(_lessons, here, cast)
+    fit = partial(_arm, here, cast, tokens, answering)
+    model, name, begun = cast.student, "student", None
+    for step in here.plan.steps:
+        if step.name == "distill":
+            begun = begun or (model, step.function)
+            yield fit(Arm(name, "train", scheme, cast.taught.terms), model, step.function)
+        elif step.name.startswith("export."):
+            yield Stage(step.name, EXPORT.get(step.name, 1.0), measure.size(model))
+        else:
+            start = time.perf_counter()
+            model = pipeline.compressed(here, step.function, copy.deepcopy(model))
+            name = f"{name}-{step.name.rpartition('.')[2]}"
+            yield Stage(step.name, time.perf_counter() - start)
+    if begun is not None:
+        for arm in pipeline.baseline_arms(here, cast.teacher, scheme):
+            yield fit(arm, *begun)
+
+
+def _lessons(here: Setting, cast: Cast, batches: Iterable[Batch]) -> Iterable[Lesson]:
+    """The recipe's lessons; what a store would give is asked for before the clock starts."""
+    teaches = here.plan.teach
+    if cast.teacher is None or teaches is None or teaches.name != "offline":
+        return pipeline.lessons(here, cast.teacher, cast.taught, batches)
+    forward = pipeline.asking(here, cast.taught)
+    return cycle(list(teach.online(islice(batches, 4), [cast.teacher], forward)))
+
+
+def _arm(  # noqa: PLR0917
+    here: Setting,
+    cast: Cast,
+    tokens: float,
+    answering: float,
+    arm: Arm,
+    student: nn.Module,
+    step: partial[Any],
+) -> Stage:
+    """One training of the student, with the validation scores that are taken on its way."""
+    folder = pipeline.arm_folder(here, arm, student, step, cast.teacher, cast.taught)
+    unscored = partial(step, evaluate=None, patience=None, keep="last")
+    engine, clock = ask(here.plan.engine.function, {}), _Clock()
+    copied = copy.deepcopy(student)
+    clock.time(partial(pipeline.fit, here, arm, copied, unscored, cast.taught, engine))
+    scores = clock.steps // (chosen(step, "evaluate") or clock.steps + 1)
+    seconds = clock.steps * clock.pace + scores * here.task.size("validation") * answering
+    done, rates = arms.done(folder), chosen(step, "rates") or {}
+    training = _training(here, arm.part, clock, step, student, rates, tokens)
+    return Stage(arm.name, 0.0 if done else seconds, measure.size(student), done, training)
+
+
+def _measuring(
+    here: Setting, cast: Cast, teacher: float, students: float, followed: Sequence[Stage]
+) -> float:
+    """Seconds of the report; teacher, students: of answers to one text by all of these."""
+    wanted = {piece.name: piece.function for piece in here.plan.measure}
+    seconds = 0.0
+    if "score" in wanted:
+        seconds += here.task.size("test") * (teacher + students)
+        seconds += WORDS * here.task.size("labelled") * len(here.task.classes)
+    if "latency" in wanted:
+        models = {"student": cast.student} | ({"teacher": cast.teacher} if cast.teacher else {})
+        answers = {name: answer(model, here.task.example) for name, model in models.items()}
+        found = measure.latency(answers, seconds=0.01)
+        # At most 50 turns of 10 answers each are timed.
+        most = chosen(wanted["latency"], "seconds")
+        each = {name: min(most, 0.5 * times["p50"]) for name, times in found.items()}
+        seconds += each.get("teacher", 0.0) + each["student"] * len(followed)
+    if "memory" in wanted:
+        files = 1 + sum(stage.name.startswith("export.") for stage in followed)
+        seconds += PROCESS * -(-files // (os.cpu_count() or 1))
+    return seconds
+
+
+def _bridges(here: Setting, cast: Cast) -> int:
+    """The parameters that are trained beside the student and left out of it."""
+    if cast.teacher is None or not cast.taught.terms:
+        return 0
+    batch = next(here.task.sweep("train", batch_size=2))
+    forward = partial(here.task.forward, layers=cast.taught.student_layers)
+    mine = teach.ask(cast.student, batch, forward)
+    its = teach.ask(cast.teacher, batch, pipeline.asking(here, cast.taught))
+    return measure.parameters(distill.Objective(cast.taught.terms, mine, its))
+
+
+def _memory(parameters: Mapping[str, int], stages: Sequence[Stage]) -> dict[str, int]:
+    """Bytes at the height of the run: of models, and of the training that needs most."""
+    trainings = [each.training for each in stages if each.training is not None and not each.done]
+    students = sum(each.name != "teacher" for each in stages if each.training is not None)
+    return {
+        "libraries": LIBRARIES,
+        "models": 4 * (parameters["teacher"] + (1 + students) * parameters["student"]),
+        "gradients and optimizer": max((12 * each.trained for each in trainings), default=0),
+        "activations": max((each.activations for each in trainings), default=0),
+    }
