@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from attar import distill, teach
-from attar.errors import MissingExtra
+from attar.errors import DataError, MissingExtra
 from attar.types import Batch, Lesson
 
 __all__ = ["label_smoothing", "labels_only", "pseudo_labels"]
@@ -68,7 +68,12 @@ class _Labelled(Protocol):
 
 
 def bag_of_words(task: _Labelled, part: str) -> dict[str, Any]:
-    """TF-IDF of words and pairs with logistic regression on the same labels, as a row's figures."""
+    """TF-IDF of words and pairs with logistic regression on the same labels, as a row's figures.
+
+    A word is a run of letters and digits, and every other sign is one: "card?" is a word and a
+    sign, so that the floor is as high as it honestly can be. `answer` classifies the text of
+    median length. Raises DataError where nothing can be learned from the labelled texts.
+    """
     try:
         from sklearn import __version__
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -77,19 +82,25 @@ def bag_of_words(task: _Labelled, part: str) -> dict[str, Any]:
     except ImportError as error:
         raise MissingExtra("scikit-learn", "text", "the bag_of_words floor") from error
     texts, labels = task.labelled
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+")
-    floor = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    linear = LogisticRegression(C=10.0, max_iter=1000)
+    floor = make_pipeline(words, linear)
     start = time.perf_counter()
-    floor.fit(texts, labels)
+    try:
+        floor.fit(texts, labels)
+    except ValueError as error:
+        raise DataError(
+            f"bag_of_words can learn nothing from the labelled texts: {error}"
+        ) from error
     seconds = time.perf_counter() - start
     metrics = task.judge(floor.predict(task.texts_of(part)), part)
-    weights = floor[-1].coef_
+    learned = (linear.coef_, linear.intercept_, words.idf_)
     return {
         "runtime": f"scikit-learn {__version__}",
         "score": metrics["score"],
         "metrics": {name: value for name, value in metrics.items() if name != "score"},
-        "parameters": int(weights.size + floor[-1].intercept_.size),
-        "size_bytes": int(weights.nbytes),
+        "parameters": sum(int(each.size) for each in learned),
+        "size_bytes": sum(int(each.nbytes) for each in learned),
         "seconds": seconds,
         "answer": partial(floor.predict, [sorted(texts, key=len)[len(texts) // 2]]),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from attar.cli.terminal import clean, screen
 from attar.errors import AttarError, RecipeError, nearest
 
 if TYPE_CHECKING:
+    from attar.pipeline import Setting
     from attar.resolve import Description
 
 app = typer.Typer(
@@ -237,7 +238,7 @@ def _overrides(settings: list[str] | None, seed: int | None) -> list[str]:
 
 def _begin(
     recipe: Path, out: Path | None, seed: int | None, settings: list[str] | None, trust: bool
-) -> Any:
+) -> Setting:
     from attar import pipeline
 
     overrides = _overrides(settings, seed)

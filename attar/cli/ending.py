@@ -33,6 +33,7 @@ RESUMED = ("run", "teach")
 _OF_THE_MACHINE = {
     errno.EACCES,
     errno.EDQUOT,
+    errno.EEXIST,
     errno.EISDIR,
     errno.ENOSPC,
     errno.ENOTDIR,

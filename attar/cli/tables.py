@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from attar.resolve import Description
 
-LEAST_FIRST = ("MACs", "runtime", "p95 ms", "memory", "parameters")
+LEAST_FIRST = ("MACs", "runtime", "p95 ms", "memory", "parameters", "p50 ms")
 """The columns a narrow terminal goes without, the first of them first."""
 
 STYLES = {"teacher": "", "student": "bold", "export": "bold", "baseline": "dim"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,9 +15,10 @@ from attar.types import Quantized
 
 @runtime_checkable
 class _Pretrained(Protocol):
-    """What `transformers` models can do."""
+    """What models of `transformers` can do, and what attar has them carry."""
 
     config: Any
+    tokenizer: Any
 
     def save_pretrained(self, folder: str | Path) -> Any: ...
 
@@ -24,26 +26,21 @@ class _Pretrained(Protocol):
 def transformers(model: nn.Module, path: str | Path) -> Path:
     """A folder that `transformers` loads without attar: safetensors, config and tokenizer.
 
-    Raises ExportError for a quantized model, or one of another make.
+    Raises ExportError for a quantized model, one of another make, and where it can't be written.
     """
-    if any(isinstance(module, Quantized) for module in model.modules()):
-        raise ExportError(
-            "transformers has no form for these quantized weights; put export.transformers before "
-            "the step that quantizes, or use export.onnx."
-        )
+    path = Path(path)
+    _check(model, path, "transformers")
     if not isinstance(model, _Pretrained):
         raise ExportError(
-            f"{type(model).__name__} is no `transformers` model; use export.safetensors or export.onnx."
+            f"{type(model).__name__} is no `transformers` model with a tokenizer; use "
+            "export.safetensors or export.onnx."
         )
-    from transformers.utils import logging
-
-    path = Path(path)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    model.save_pretrained(path)
-    if bars:
-        logging.enable_progress_bar()
-    model.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
+    with _without_bars():
+        try:
+            model.save_pretrained(path)
+            model.tokenizer.save_pretrained(path)
+        except OSError as error:
+            raise ExportError(f"{path} can't be written ({error.strerror or error}).") from error
     return path
 
 
@@ -53,5 +50,32 @@ def safetensors(
     """A folder of safetensors, `attar.json` and tokenizer that `attar.students.load` reads.
 
     save: writes one of attar's own students
+    Raises ExportError for a quantized model; ModelError where it is no student of that kind.
     """
-    return save(model, Path(path))
+    path = Path(path)
+    _check(model, path, "safetensors")
+    return save(model, path)
+
+
+def _check(model: nn.Module, path: Path, form: str) -> None:
+    if any(isinstance(module, Quantized) for module in model.modules()):
+        raise ExportError(
+            f"A {form} folder has no form for these quantized weights; put export.{form} before "
+            "the step that quantizes, or use export.onnx."
+        )
+    if path.is_file():
+        raise ExportError(f"{path} is a file, and a folder is to be written there.")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the bars of `transformers`, which would break into ours."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()

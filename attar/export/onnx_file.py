@@ -27,6 +27,9 @@ FLOAT_TOLERANCE = 1e-3
 INT8_TOLERANCE = 0.05
 """The same for an int8 file: a rounding that falls the other way moves a value by a whole step."""
 
+LIMIT = 2_000_000_000
+"""Bytes of weights that one file can hold, about: the format's own limit."""
+
 OPSETS = range(18, 24)
 """The operator sets that torch writes."""
 
@@ -52,8 +55,7 @@ def onnx(
     Raises ExportError where the file can't be made or answers otherwise; then nothing is written.
     """
     _check_libraries()
-    if opset not in OPSETS:
-        raise ExportError(f"opset is {opset}; it can be {OPSETS[0]} to {OPSETS[-1]}.")
+    _check_request(model, opset)
     path = Path(path)
     if path.suffix != ".onnx":
         path = path.with_name(f"{path.name}.onnx")
@@ -61,7 +63,7 @@ def onnx(
     twin = deepcopy(model).cpu().eval()
     graph = _drawn(twin, inputs, opset)
     found = _difference(twin, graph.SerializeToString(), [inputs, _unlike(inputs)])
-    _check(found, any(isinstance(module, Quantized) for module in twin.modules()))
+    _check_answers(found, any(isinstance(module, Quantized) for module in twin.modules()))
     for name, fact in {"producer": "attar", "parity": f"{found:.2e}", **(facts or {})}.items():
         said = fact if isinstance(fact, str) else json.dumps(fact)
         graph.metadata_props.add(key=name, value=said)
@@ -79,6 +81,17 @@ def _check_libraries() -> None:
         raise MissingExtra(missing, "onnx", "exporting to ONNX") from error
 
 
+def _check_request(model: nn.Module, opset: int) -> None:
+    if opset not in OPSETS:
+        raise ExportError(f"opset is {opset}; it can be {OPSETS[0]} to {OPSETS[-1]}.")
+    size = sum(each.numel() * each.element_size() for each in model.state_dict().values())
+    if size > LIMIT:
+        raise ExportError(
+            f"{type(model).__name__} has {size / 1e9:.1f} GB of weights, and one ONNX file holds "
+            f"{LIMIT / 1e9:.0f} GB; export a smaller or a quantized model."
+        )
+
+
 class _Named(nn.Module):
     """A model called with its inputs in order, giving logits alone, as the exporter wants it."""
 
@@ -92,7 +105,7 @@ class _Named(nn.Module):
 
 
 def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
+    return output if isinstance(output, Tensor) else output.logits
 
 
 def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
@@ -165,7 +178,7 @@ def _difference(model: nn.Module, file: bytes, asked: list[dict[str, Tensor]]) -
     return float(np.max(shares))
 
 
-def _check(difference: float, quantized: bool) -> None:
+def _check_answers(difference: float, quantized: bool) -> None:
     """Raises ExportError where the file's logits are too far from the model's, or no numbers."""
     tolerance = INT8_TOLERANCE if quantized else FLOAT_TOLERANCE
     # Said with `not`, so that a difference that is no number is refused too.

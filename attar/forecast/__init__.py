@@ -53,33 +53,74 @@ def forecast(here: Setting) -> Forecast:
     start, book = time.perf_counter(), Book()
     cast = pipeline.cast(here, book)
     stages = [Stage("reading and loading", time.perf_counter() - start)]
-    texts = here.task.texts[:: max(1, here.task.size("train") // 1000)]
-    tokens = int(here.task.encode(cast.student, texts)["attention_mask"].sum()) / len(texts)
-    student, teacher = _answering(here, cast.student), 0.0
+    look = _look(here, cast)
     if pipeline.teacher_kept(here) is not None:
-        stages.append(_teacher(here, cast, tokens))
-    if cast.teacher is not None:
-        teacher, row = _asking(here, cast)
-        if here.plan.teach is not None and here.plan.teach.name == "offline":
-            stages.append(_knowledge(here, cast, teacher, row))
-    followed = list(_steps(here, cast, tokens, student))
-    stages += followed
-    seconds = _measuring(here, cast, teacher, student * len(followed), followed)
-    stages.append(Stage("measuring", seconds))
+        stages.append(_teacher(look))
+    if cast.teacher is not None and here.plan.teach is not None:
+        stages += [_knowledge(look)] if here.plan.teach.name == "offline" else []
+    followed = list(_steps(look))
+    stages += [*followed, Stage("measuring", _measuring(look, followed))]
     parameters = {
         "teacher": 0 if cast.teacher is None else measure.parameters(cast.teacher),
         "student": measure.parameters(cast.student),
-        "bridges": _bridges(here, cast),
+        "bridges": _bridges(look),
     }
     return Forecast(
         {part: here.task.size(part) for part in ("train", "labelled", "validation", "test")},
         len(here.task.classes),
-        tokens,
+        look.tokens,
         parameters,
         book.plan["layers"],
         tuple(stages),
         _memory(parameters, stages),
     )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is known before the first stage is looked at.
+
+    tokens: of a text; row: bytes that the teacher's knowledge of a text takes in a store
+    asking, answering: seconds of asking the teacher, and the student, about a text
+    """
+
+    here: Setting
+    cast: Cast
+    tokens: float
+    asking: float
+    row: float
+    answering: float
+
+
+def _look(here: Setting, cast: Cast) -> _Look:
+    texts = here.task.texts[:: max(1, here.task.size("train") // 1000)]
+    tokens = int(here.task.encode(cast.student, texts)["attention_mask"].sum()) / len(texts)
+    some = _some(here)
+    asking, row = (0.0, 0.0) if cast.teacher is None else _asking(here, cast, some)
+    teach.ask(cast.student, some[0], here.task.forward)  # the first is slower than all that follow
+    start = time.perf_counter()
+    for batch in some:
+        teach.ask(cast.student, batch, here.task.forward)
+    answering = (time.perf_counter() - start) / sum(map(len, some))
+    return _Look(here, cast, tokens, asking, row, answering)
+
+
+def _some(here: Setting, batches: int = 4) -> list[Batch]:
+    """Some batches of the training texts, from short ones to long ones."""
+    every = list(here.task.sweep("train"))
+    at = {int((n + 0.5) * len(every) / batches) for n in range(batches)}
+    return [every[n] for n in sorted(at)]
+
+
+def _asking(here: Setting, cast: Cast, some: Sequence[Batch]) -> tuple[float, float]:
+    """Seconds and bytes of what the teacher knows of a text, put into a store."""
+    assert cast.teacher is not None
+    forward = pipeline.asking(here, cast.taught)
+    teach.ask(cast.teacher, some[0], forward)
+    with TemporaryDirectory() as folder, teach.open_store(folder, cast.teacher, {}) as known:
+        start = time.perf_counter()
+        rows = teach.fill(known, some, cast.teacher, forward)
+        return (time.perf_counter() - start) / rows, known.bytes / rows
 
 
 class _Enough(Exception):  # noqa: N818  (it is no error)
@@ -88,8 +129,12 @@ class _Enough(Exception):  # noqa: N818  (it is no error)
 
 @dataclass
 class _Clock:
-    """Times the first steps of a training, and counts what they keep for their gradients."""
+    """Times the first steps of a training, and counts what they keep for their gradients.
 
+    budget: seconds until it leaves; at least two steps are taken
+    """
+
+    budget: float
     steps: int = 0
     activations: int = 0
     _times: list[float] = field(default_factory=lambda: [time.perf_counter()])
@@ -111,7 +156,7 @@ class _Clock:
         self.activations = max(self.activations, sum(self._kept.values()))
         self._kept.clear()
         self._times.append(time.perf_counter())
-        if len(self._times) > 2 and self._times[-1] - self._times[1] > BUDGET:
+        if len(self._times) > 2 and self._times[-1] - self._times[1] > self.budget:
             raise _Enough
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -120,42 +165,42 @@ class _Clock:
         return tensor
 
 
-def _teacher(here: Setting, cast: Cast, tokens: float) -> Stage:
+def _teacher(look: _Look) -> Stage:
     """The teacher's own training; it is kept in the cache and beside the results."""
+    here, cast = look.here, look.cast
     assert here.plan.teacher is not None
     assert cast.teacher is not None
-    make, model, clock = here.plan.teacher.function, cast.teacher, _Clock()
+    make, clock = here.plan.teacher.function, _Clock(0.0 if cast.trained else BUDGET)
     given = {"task": here.task, "engine": ask(here.plan.engine.function, {})}
     clock.time(lambda watch: ask(make, {**given, "watch": watch}))
-    rates = {}
-    if here.plan.teacher.name == "finetune":
-        train, head = chosen(make, "train"), chosen(make, "head_rate")
-        rates = teachers.rates(model, len(here.task.classes), train, head)
-    training = _training(here, "labelled", clock, make, model, rates, tokens)
+    training = _training(look, "labelled", clock, make, cast.teacher)
     seconds = 0.0 if cast.trained else clock.steps * clock.pace
-    return Stage("teacher", seconds, 2 * measure.size(model), cast.trained, training)
+    return Stage("teacher", seconds, 2 * measure.size(cast.teacher), cast.trained, training)
 
 
-def _training(  # noqa: PLR0917
-    here: Setting,
-    part: str,
-    clock: _Clock,
-    function: partial[Any],
-    model: nn.Module,
-    rates: Mapping[str, float],
-    tokens: float,
+def _training(
+    look: _Look, part: str, clock: _Clock, function: partial[Any], model: nn.Module
 ) -> Training:
-    examples, batch_size = here.task.size(part), chosen(function, "batch_size") or 1
+    examples, batch_size = look.here.task.size(part), chosen(function, "batch_size") or 1
+    rates = _rates(look, function, model)
     return Training(
         part,
         examples,
         clock.steps,
         batch_size,
-        int(tokens * min(batch_size, examples) * clock.steps),
+        int(look.tokens * min(batch_size, examples) * clock.steps),
         measure.parameters(model),
         sum(p.numel() for name, p in model.named_parameters() if _rate(name, rates) > 0),
         clock.activations,
     )
+
+
+def _rates(look: _Look, function: partial[Any], model: nn.Module) -> Mapping[str, float]:
+    """The learning rate of each part as a multiple, whoever is trained."""
+    head = chosen(function, "head_rate")
+    if head is None:
+        return chosen(function, "rates") or {}
+    return teachers.rates(model, len(look.here.task.classes), chosen(function, "train"), head)
 
 
 def _rate(name: str, rates: Mapping[str, float]) -> float:
@@ -163,19 +208,9 @@ def _rate(name: str, rates: Mapping[str, float]) -> float:
     return rates[max(fitting, key=len)] if fitting else 1.0
 
 
-def _asking(here: Setting, cast: Cast) -> tuple[float, float]:
-    """Seconds and bytes of what the teacher knows of one text, put into a store."""
-    assert cast.teacher is not None
-    forward, some = pipeline.asking(here, cast.taught), _some(here)
-    teach.ask(cast.teacher, some[0], forward)  # the first is slower than all that follow
-    with TemporaryDirectory() as folder, teach.open_store(folder, cast.teacher, {}) as known:
-        start = time.perf_counter()
-        rows = teach.fill(known, some, cast.teacher, forward)
-        return (time.perf_counter() - start) / rows, known.bytes / rows
-
-
-def _knowledge(here: Setting, cast: Cast, seconds: float, row: float) -> Stage:
+def _knowledge(look: _Look) -> Stage:
     """Asking the teacher for what the store lacks."""
+    here, cast = look.here, look.cast
     assert cast.teacher is not None
     assert here.plan.teach is not None
     keys = list({key for batch in here.task.sweep("train") for key in batch.keys})
@@ -183,36 +218,21 @@ def _knowledge(here: Setting, cast: Cast, seconds: float, row: float) -> Stage:
     facts = pipeline.facts_of(here, cast.teacher, cast.taught)
     known = teach.found_store(folder, cast.teacher, facts) if cast.trained else None
     missing = len(keys) if known is None else len(known.missing(keys))
-    return Stage("asking the teacher", missing * seconds, int(len(keys) * row), not missing)
+    return Stage(
+        "asking the teacher", missing * look.asking, int(len(keys) * look.row), not missing
+    )
 
 
-def _some(here: Setting, batches: int = 4) -> list[Batch]:
-    """Some batches of the training texts, from short ones to long ones."""
-    every = list(here.task.sweep("train"))
-    return [
-        every[n] for n in sorted({int((k + 0.5) * len(every) / batches) for k in range(batches)})
-    ]
-
-
-def _answering(here: Setting, model: nn.Module) -> float:
-    """Seconds of a model's answer to one text, in batches."""
-    some = _some(here)
-    teach.ask(model, some[0], here.task.forward)
-    start = time.perf_counter()
-    for batch in some:
-        teach.ask(model, batch, here.task.forward)
-    return (time.perf_counter() - start) / sum(map(len, some))
-
-
-def _steps(here: Setting, cast: Cast, tokens: float, answering: float) -> Iterator[Stage]:
+def _steps(look: _Look) -> Iterator[Stage]:
     """The recipe's steps in their order, and the baselines."""
+    here, cast = look.here, look.cast
     scheme = partial(_lessons, here, cast)
-    fit = partial(_arm, here, cast, tokens, answering)
     model, name, begun = cast.student, "student", None
     for step in here.plan.steps:
         if step.name == "distill":
             begun = begun or (model, step.function)
-            yield fit(Arm(name, "train", scheme, cast.taught.terms), model, step.function)
+            arm = Arm(name, "train", scheme, cast.taught.terms)
+            yield _arm(look, arm, model, step.function)
         elif step.name.startswith("export."):
             yield Stage(step.name, EXPORT.get(step.name, 1.0), measure.size(model))
         else:
@@ -222,7 +242,7 @@ def _steps(here: Setting, cast: Cast, tokens: float, answering: float) -> Iterat
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:
         for arm in pipeline.baseline_arms(here, cast.teacher, scheme):
-            yield fit(arm, *begun)
+            yield _arm(look, arm, *begun)
 
 
 def _lessons(here: Setting, cast: Cast, batches: Iterable[Batch]) -> Iterable[Lesson]:
@@ -234,36 +254,27 @@ def _lessons(here: Setting, cast: Cast, batches: Iterable[Batch]) -> Iterable[Le
     return cycle(list(teach.online(islice(batches, 4), [cast.teacher], forward)))
 
 
-def _arm(  # noqa: PLR0917
-    here: Setting,
-    cast: Cast,
-    tokens: float,
-    answering: float,
-    arm: Arm,
-    student: nn.Module,
-    step: partial[Any],
-) -> Stage:
+def _arm(look: _Look, arm: Arm, student: nn.Module, step: partial[Any]) -> Stage:
     """One training of the student, with the validation scores that are taken on its way."""
+    here, cast = look.here, look.cast
     folder = pipeline.arm_folder(here, arm, student, step, cast.teacher, cast.taught)
-    unscored = partial(step, evaluate=None, patience=None, keep="last")
-    engine, clock = ask(here.plan.engine.function, {}), _Clock()
+    done, unscored = arms.done(folder), partial(step, evaluate=None, patience=None, keep="last")
+    engine, clock = ask(here.plan.engine.function, {}), _Clock(0.0 if done else BUDGET)
     copied = copy.deepcopy(student)
     clock.time(partial(pipeline.fit, here, arm, copied, unscored, cast.taught, engine))
     scores = clock.steps // (chosen(step, "evaluate") or clock.steps + 1)
-    seconds = clock.steps * clock.pace + scores * here.task.size("validation") * answering
-    done, rates = arms.done(folder), chosen(step, "rates") or {}
-    training = _training(here, arm.part, clock, step, student, rates, tokens)
+    seconds = clock.steps * clock.pace + scores * here.task.size("validation") * look.answering
+    training = _training(look, arm.part, clock, step, student)
     return Stage(arm.name, 0.0 if done else seconds, measure.size(student), done, training)
 
 
-def _measuring(
-    here: Setting, cast: Cast, teacher: float, students: float, followed: Sequence[Stage]
-) -> float:
-    """Seconds of the report; teacher, students: of answers to one text by all of these."""
+def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
+    """Seconds of the report."""
+    here, cast = look.here, look.cast
     wanted = {piece.name: piece.function for piece in here.plan.measure}
     seconds = 0.0
     if "score" in wanted:
-        seconds += here.task.size("test") * (teacher + students)
+        seconds += here.task.size("test") * (look.asking + look.answering * len(followed))
         seconds += WORDS * here.task.size("labelled") * len(here.task.classes)
     if "latency" in wanted:
         models = {"student": cast.student} | ({"teacher": cast.teacher} if cast.teacher else {})
@@ -279,8 +290,9 @@ def _measuring(
     return seconds
 
 
-def _bridges(here: Setting, cast: Cast) -> int:
+def _bridges(look: _Look) -> int:
     """The parameters that are trained beside the student and left out of it."""
+    here, cast = look.here, look.cast
     if cast.teacher is None or not cast.taught.terms:
         return 0
     batch = next(here.task.sweep("train", batch_size=2))

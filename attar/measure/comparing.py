@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -24,16 +24,29 @@ class Judged(Protocol):
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]: ...
 
 
+@runtime_checkable
+class Foreign(Protocol):
+    """A network that is a file, run by another runtime, which PyTorch can't see into."""
+
+    runtime: str
+    path: Path
+
+
 def compare(task: Judged, part: str = "test", **models: nn.Module) -> Report:
-    """Score, parameters, MACs, bytes and latency (batch 1, 1 thread) of models, as a report."""
-    times = latency({name: answer(model, task.example) for name, model in models.items()})
+    """Score, parameters, MACs, bytes and latency (batch 1, 1 thread) of models, as a report.
+
+    A quantized model has no latency here: PyTorch only imitates it. Its exported file has.
+    """
+    times = latency(
+        {name: answer(model, task.example) for name, model in models.items() if not emulated(model)}
+    )
     rows = tuple(
         row(
             name,
             model,
             task.score(model, part),
             task.example,
-            latency_ms=None if emulated(model) else times[name],
+            latency_ms=times.get(name),
         )
         for name, model in models.items()
     )
@@ -41,7 +54,7 @@ def compare(task: Judged, part: str = "test", **models: nn.Module) -> Report:
     return Report({}, environment, rows, {"seconds": {}}, verdict=verdict(rows, threads=1))
 
 
-def row(
+def row(  # noqa: PLR0917
     name: str,
     model: nn.Module,
     metrics: Mapping[str, float],
@@ -54,12 +67,14 @@ def row(
 
     wanted: which of parameters, macs and size to count
     path: the file it is, where it is one
+    given: further figures of the row, or others in place of those above
     """
     counted: dict[str, Any] = {}
-    if "parameters" in wanted:
-        counted["parameters"] = parameters(model)
-    if "macs" in wanted:
-        counted["macs"] = macs(model, example)
+    if isinstance(model, Foreign):
+        path = path or model.path
+    else:
+        counted["parameters"] = parameters(model) if "parameters" in wanted else None
+        counted["macs"] = macs(model, example) if "macs" in wanted else None
     if "size" in wanted:
         counted["size_bytes"] = size(model, path)
     return Row(
@@ -81,6 +96,8 @@ def answer(model: nn.Module, example: Example) -> partial[Any]:
 
 def runtime(model: nn.Module) -> str:
     """What runs this model, as a row names it."""
+    if isinstance(model, Foreign):
+        return model.runtime
     version = torch.__version__.partition("+")[0]
     if emulated(model):
         return f"PyTorch {version}, int8 emulated"

@@ -3,67 +3,77 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from attar.errors import AttarError
+from attar.errors import AttarError, ModelError
 from attar.types import Example
 
 WARM_UP = 10
 """Answers before the clock starts: allocations, caches, and what a runtime decides at first use."""
 
+ROUND = 10
+"""Answers of one model in a row, before it is another's turn."""
+
 
 def parameters(model: nn.Module) -> int:
     """The number of stored weights, quantized ones (kept as integer buffers) included."""
-    shared = {id(tensor): tensor for tensor in model.parameters()}
-    quantized = [t for t in model.buffers() if t.dtype in (torch.int8, torch.uint8)]
-    return sum(tensor.numel() for tensor in (*shared.values(), *quantized))
+    # A lone integer is no weight: it is what zero became.
+    quantized = [t for t in model.buffers() if t.dtype in (torch.int8, torch.uint8) and t.dim()]
+    return sum(tensor.numel() for tensor in (*model.parameters(), *quantized))
 
 
 @torch.no_grad()
 def macs(model: nn.Module, example: Example) -> int:
-    """Multiply-accumulates of one answer to the example: matrix products, convolutions, attention.
+    """Multiply-accumulates of one answer to the example: products of matrices, convolutions.
 
-    Element-wise work and table look-ups are not counted, as in the published tables. Recurrent
-    layers, which torch runs as one operator that its counter does not see, are counted by
-    formula: gates x hidden x (input + hidden) for every step and direction.
+    Attention and recurrent layers are counted by the products they are made of. Element-wise work
+    and table look-ups are not counted, as in the published tables.
     """
-    recurrent = 0
-
-    def count(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-        nonlocal recurrent
-        assert isinstance(module, nn.RNNBase)
-        rows = inputs[0].data.shape[0] if not isinstance(inputs[0], Tensor) else None
-        steps = rows if rows is not None else inputs[0].shape[:-1].numel()
-        weights = [w for name, w in module.named_parameters() if name.startswith("weight")]
-        recurrent += steps * sum(weight.numel() for weight in weights)
-
-    handles = [
-        m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.RNNBase)
-    ]
     training = model.training
     try:
-        with FlopCounterMode(display=False) as counter:
+        with _unfused(), FlopCounterMode(display=False) as counter:
             model.eval()(**example(model))
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    return counter.get_total_flops() // 2 + recurrent
+    return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """torch in its plainest operators, since its counter sees nothing inside of fused ones."""
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before, fast = [each.enabled for each in backends], torch.backends.mha.get_fastpath_enabled()
+    try:
+        for each in backends:
+            each.enabled = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for each, enabled in zip(backends, before, strict=True):
+            each.enabled = enabled
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def size(model: nn.Module, path: Path | None = None) -> int:
-    """Bytes on the device: of the file (or the weights in a folder), else of the weights alone."""
+    """Bytes of the file or of the weights in the folder at `path`; without one, of the weights.
+
+    A tokenizer is not counted, wherever it lies. Raises ModelError where there are no weights.
+    """
     if path is None:
-        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json")]
+        return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"There are no weights at {path}.")
     return sum(file.stat().st_size for file in files)
 
 
@@ -90,10 +100,12 @@ def latency(
     try:
         rounds = {name: _rounds(answer, seconds) for name, answer in answers.items()}
         times: dict[str, list[float]] = {name: [] for name in answers}
-        for turn in range(max(rounds.values(), default=0)):
+        turns = max(rounds.values(), default=0)
+        for turn in range(turns):
             for name, answer in answers.items():
-                if turn < rounds[name]:
-                    times[name] += [_clock(answer) for _ in range(10)]
+                # The few rounds of a slow model are spread over the turns of the others.
+                if (turn + 1) * rounds[name] // turns > turn * rounds[name] // turns:
+                    times[name] += [_clock(answer) for _ in range(ROUND)]
     finally:
         torch.set_num_threads(before)
     return {
@@ -103,9 +115,9 @@ def latency(
 
 
 def _rounds(answer: Callable[[], object], seconds: float) -> int:
-    """Warm up, and tell how many rounds of ten answers fit into the time; at least three."""
-    warm = [_clock(answer) for _ in range(WARM_UP)]
-    return int(min(50, max(3, seconds * 1000 / (10 * float(np.median(warm))))))
+    """Warm up, and tell how many rounds fit into the time; from 3 to 50."""
+    typical = max(float(np.median([_clock(answer) for _ in range(WARM_UP)])), 1e-3)
+    return int(min(50, max(3, seconds * 1000 / (ROUND * typical))))
 
 
 def _clock(answer: Callable[[], object]) -> float:

@@ -20,7 +20,7 @@ def peak():
     try:
         lines = open("/proc/self/status").read().splitlines()
         return 1024 * int(next(l for l in lines if l.startswith("VmHWM")).split()[1])
-    except OSError:
+    except (OSError, StopIteration):
         import resource
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else 1024 * most

@@ -150,7 +150,9 @@ class OnnxNetwork(nn.Module):
     The folder of the file, or `tokenizer/` in it, holds the tokenizer it was exported with.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    runtime: str
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
         super().__init__()
         try:
             import onnxruntime
@@ -166,6 +168,7 @@ class OnnxNetwork(nn.Module):
                 path, settings, providers=["CPUExecutionProvider"]
             )
         self.path = path
+        self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.names = [entry.name for entry in self.session.get_inputs()]
         if strange := set(self.names) - {"input_ids", "attention_mask"}:
             raise ModelError(
