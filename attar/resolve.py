@@ -311,11 +311,15 @@ def schema(function: Function) -> type[BaseModel]:
 
 
 def faults(
-    function: Function, given: Mapping[str, Any], name: str | None = None
+    function: Function,
+    given: Mapping[str, Any],
+    name: str | None = None,
+    also: Sequence[str] = (),
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with the options given to a function: which one, and a sentence about it.
 
     name: what a recipe calls the function, where that is not its own name
+    also: words that may stand beside its options, to be offered after a misspelling
     """
     try:
         _validated(function, given)
@@ -325,13 +329,16 @@ def faults(
         found = sorted(refused.errors(), key=lambda error: error["type"] != "extra_forbidden")
         once = {str(error["loc"][0]): error for error in reversed(found)}
         for option, error in reversed(once.items()):
-            yield option, _fault(function, name or name_of(function), option, given, error["msg"])
+            called = name or name_of(function)
+            if option not in options(function):
+                offered = nearest(option, [*options(function), *also])
+                yield option, f"{called} has no option {option!r}; {offered}"
+            else:
+                yield option, _fault(function, called, option, given, error["msg"])
 
 
 def _fault(function: Function, name: str, option: str, given: Mapping[str, Any], why: str) -> str:
     known = options(function)
-    if option not in known:
-        return f"{name} has no option {option!r}; {nearest(option, known)}"
     if option not in given:
         return f"{name} needs the option {option!r} ({known[option].type})"
     limit = f" ({why})" if get_origin(known[option].annotation) is Annotated else ""

@@ -13,6 +13,8 @@ from attar.engine import local
 from attar.errors import ModelError
 from attar.tasks.text import classification
 
+__all__ = ["finetune", "load"]
+
 
 def load(task: classification, *, model: str) -> nn.Module:
     """A model that is already trained for this task's classes.

@@ -23,7 +23,7 @@ CLASSES = ("apple", "banana", "cherry")
 NOISE = ("please", "give", "me", "one", "of", "these", "ripe", "red", "or", "yellow", "now", "here")
 MACHINE = ("python", "torch", "threads", "processor", "precision", "extra text", "cache", "hub")
 
-OWN = '''
+OWN = """
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -84,7 +84,7 @@ def renamed(task, *, model: str):
 
 def careless(teacher, load, *, model: str):
     return Peeping(load(model, new_head=True)).eval()
-'''
+"""
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, str]]:
@@ -132,7 +132,9 @@ def tiny_bert(tokenizer: Any) -> BertForSequenceClassification:
         label2id={name: n for n, name in enumerate(CLASSES)},
     )
     torch.manual_seed(0)
-    return BertForSequenceClassification(config)
+    model = BertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=0.02)  # as a new head begins
+    return model
 
 
 def save(model: BertForSequenceClassification, tokenizer: Any, folder: Path) -> None:
@@ -355,7 +357,7 @@ def test_lopsided_classes_are_told_of(world: Path, tmp_path: Path) -> None:
         ("losses=[response.kll]", "recipe", "response.kl"),
         ("task.dataset=nowhere.csv", "data", "nowhere.csv"),
         ("teacher.load.model=./nowhere", "models", "nowhere"),
-        ("losses=[feature.mse: {layers: {a: b}}]", "overfit", "'a'"),
+        ("losses=[feature.mse: {layers: {a: b}}]", "layers", "'b'"),
     ],
 )
 def test_whatever_is_wrong_becomes_a_finding(

@@ -18,8 +18,8 @@ PROJECTIONS = (
     *("q_lin", "k_lin", "v_lin"),
 )
 
-CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Modules that give (rows, width, length), so that nothing can be read off them token by token."""
+NOT_READ = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules that are no answer yet, or give (rows, width, length): no token can be read off them."""
 
 Run = Callable[[nn.Module], Any]
 """Sends one example through a model."""
@@ -95,8 +95,7 @@ def _last(seen: list[Seen]) -> list[str]:
     shaped = [
         (each.path, shape)
         for each in inner
-        if not isinstance(each.module, nn.Embedding | CHANNELS_FIRST)
-        and (shape := _first(each)) is not None
+        if not isinstance(each.module, NOT_READ) and (shape := _first(each)) is not None
     ]
     sequences = [path for path, shape in shaped if len(shape) == 3]
     pooled = [path for path, shape in shaped if len(shape) == 2 and shape != _first(whole)]

@@ -55,7 +55,7 @@ def examine(
         try:
             yield from check(here, cast)
         except AttarError as error:
-            yield Finding(name, False, str(error))
+            yield _told(name, error)
 
 
 def _told(name: str, error: AttarError) -> Finding:

@@ -28,6 +28,9 @@ ROOMS: dict[str, Room] = {
 }
 """Where the names under each key of a recipe are looked up; `weight` stands inside a loss."""
 
+TERM = ("weight", "layers")
+"""What belongs to a term of the objective; every other option of a loss goes to its function."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -90,14 +93,15 @@ class _Lookup:
         return self.bound(function, choice, trail)
 
     def bound(self, function: Function, choice: Choice, trail: Trail) -> Piece:
-        for option, sentence in faults(function, choice.options, choice.name):
+        also = TERM if trail[:-1] == ("losses",) else ()
+        for option, sentence in faults(function, choice.options, choice.name, also):
             raise self.error((*trail, choice.name, option), sentence)
         return Piece(choice.name, bind(function, choice.options))
 
     def term(self, index: int, task: Piece) -> Term:
         written = self.recipe.losses[index]
         trail: Trail = ("losses", index)
-        own = {k: v for k, v in written.options.items() if k not in ("weight", "layers")}
+        own = {k: v for k, v in written.options.items() if k not in TERM}
         choice = Choice(name=written.name, options=own)
         if choice.name == "task":
             piece = self.bound(_made_by(task.function.func).loss, choice, trail)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     JsonValue,
     PrivateAttr,
     StrictInt,
@@ -62,6 +64,13 @@ def _not_empty(steps: tuple[Choice, ...]) -> tuple[Choice, ...]:
     return steps
 
 
+def _plain_name(name: str) -> str:
+    # It becomes a folder below `runs`, and must not lead out of there.
+    if not re.fullmatch(r"\w[\w .+-]*", name):
+        raise ValueError(f"the name of a run is letters, digits, '.', '-' and '_', not {name!r}")
+    return name
+
+
 Written = Annotated[Choice, BeforeValidator(as_choice)]
 MEASURES = ("score", "parameters", "macs", "size", "latency", "memory")
 
@@ -95,8 +104,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str | None = None
-    seed: StrictInt = 0
+    name: Annotated[str, AfterValidator(_plain_name)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
     task: Written
     teacher: Written | None = None
     student: Written | None = None
