@@ -205,6 +205,32 @@ def a_life(folder: Path | None, watch: Callable[[Mapping[str, Any]], None] = lam
     return student, curve.losses
 
 
+@pytest.mark.parametrize("stop", [1, 4])
+def test_batches_that_are_only_tracked_serve_a_scheme_without_a_state(
+    stop: int, tmp_path: Path
+) -> None:
+    def life(folder: Path | None, stop: int) -> nn.Module:
+        engine = local(folder, precision="fp32", device="cpu", checkpoint=0)
+
+        def course(size: int) -> tuple[Iterator[Lesson], int]:
+            batches = stream(size)
+            engine.track("batches", batches)
+            return taught(batches), len(batches)
+
+        def watch(record: Mapping[str, Any]) -> None:
+            if record["step"] == stop + 1:
+                raise KeyboardInterrupt
+
+        torch.manual_seed(5)
+        return train(Network(6), course, three_terms(), forward, engine, watch=watch, steps=6)
+
+    unbroken = life(None, 99)
+    with pytest.raises(KeyboardInterrupt):
+        life(tmp_path, stop)
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{stop}"]
+    assert equal(unbroken.state_dict(), life(tmp_path, 99).state_dict())
+
+
 @dataclass
 class Curve:
     losses: list[float] = field(default_factory=list)

@@ -195,7 +195,7 @@ def found(
 
 
 @pytest.fixture(autouse=True)
-def apart(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test in its own empty folder, with its own cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
@@ -237,7 +237,7 @@ def test_the_doctor_writes_nothing(world: Path, tmp_path: Path) -> None:
 def test_a_head_in_another_order_is_found_by_its_answers(world: Path) -> None:
     order = found(world, model="swapped")["label order"]
     assert order.ok is False
-    assert re.search(r"0% of 41 labels, but with 100%|renamed", order.says)
+    assert "renamed" in order.says
     wrong = re.search(r"where it says '(\w+)', the data says '(\w+)'", order.says)
     assert wrong is not None
     # The head was moved down by one: what is class n to the data is n + 1 to the teacher.
@@ -281,7 +281,7 @@ def test_a_teacher_that_is_too_sure_is_told_to_be_warmer(world: Path) -> None:
 
 def test_an_untrained_teacher_is_told_from_one_that_will_be_trained(world: Path) -> None:
     assert found(world, model="new")["logit scale"].ok is False
-    later = found(world, teacher="finetune", model="new")
+    later = found(world, "losses=[response.kl]", teacher="finetune", model="new")
     assert later["logit scale"].ok is None
     assert later["label order"].ok is True
     assert later["overfit"].ok is True
@@ -379,8 +379,14 @@ def test_the_machine_is_looked_at_without_a_recipe() -> None:
 def test_a_busy_machine_is_told_to_use_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (999.0, 0.0, 0.0))
     busy = next(each for each in examine() if each.name == "threads")
-    assert busy.ok is False
+    assert busy.ok is None  # it may pass
     assert "threads: 1" in busy.says
+
+
+def test_more_threads_than_cores_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 1000)
+    many = next(each for each in examine() if each.name == "threads")
+    assert many.ok is False
 
 
 def test_a_missing_library_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

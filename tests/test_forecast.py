@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -193,12 +194,15 @@ def test_the_room_on_disk_is_what_the_run_takes(world: Path) -> None:
     really = done(here)
     knowledge = really["book"].plan["knowledge"]["bytes"]
     assert found["asking the teacher"].bytes == pytest.approx(knowledge, rel=0.3)
-    weights = (here.out / "arms").glob("student-*/model.safetensors")
-    assert found["student"].bytes == pytest.approx(next(weights).stat().st_size, rel=0.3)
-    folder = export.transformers(really["student"], here.out / "again")
-    assert found["export.transformers"].bytes == pytest.approx(
-        (folder / "model.safetensors").stat().st_size, rel=0.3
-    )
+    kept = here.out.glob("arms/student-*/*.safetensors")
+    written = export.transformers(really["student"], here.out / "again")
+    # Of so small a file the names of the tensors are a good part, and are left out of account.
+    for name, path in (
+        ("student", next(kept)),
+        ("export.transformers", written / "model.safetensors"),
+    ):
+        weights = sum(tensor.nbytes for tensor in load_file(path).values())
+        assert found[name].bytes == pytest.approx(weights, rel=0.1)
 
 
 def test_a_teacher_that_is_asked_live_has_no_stage_of_its_own(world: Path) -> None:
@@ -249,6 +253,17 @@ def test_the_lines_say_what_is_found_done(world: Path) -> None:
     pipeline.find_teacher(here, Book())
     (teacher,) = (line for line in foreseen(world).lines() if line.startswith("teacher"))
     assert teacher.endswith("found done")
+
+
+def test_on_a_busy_machine_the_lines_say_that_it_is(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(load: float) -> bool:
+        monkeypatch.setattr(forecast.machine, "load", lambda: load)
+        return any("Others compute here" in line for line in foreseen(world).lines())
+
+    assert told(2.0)
+    assert not told(0.5)
 
 
 def test_the_plan_is_plain_data_with_its_sums(world: Path) -> None:

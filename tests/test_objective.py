@@ -226,22 +226,18 @@ def test_a_loss_that_asks_for_what_there_is_not_is_told_at_once() -> None:
 def test_a_loss_is_given_what_it_asks_for_and_no_more() -> None:
     given: dict[str, Any] = {}
 
-    def everything(  # noqa: PLR0917
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor,
-        mask: Tensor,
-        knowledge: Knowledge,
-        batch: Batch,
-        own: int = 3,
-    ) -> Tensor:
+    def tensors(student: Tensor, teacher: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         given.update(locals())
         return student.sum()
+
+    def others(knowledge: Knowledge, batch: Batch, own: int = 3) -> Tensor:
+        given.update(locals())
+        return knowledge.logits.sum()
 
     batch = batch_of(3, 2)
     student, teacher = run(bert(1, 8)), run(bert(1, 8, seed=1))
     lesson = Lesson(batch, teacher)
-    total, _ = Objective([term(everything)], student, teacher)(student, lesson)
+    total, _ = Objective([term(tensors), term(others)], student, teacher)(student, lesson)
     assert given["student"] is given["knowledge"].logits
     assert torch.equal(given["student"], student.logits)
     assert torch.equal(given["teacher"], teacher.logits)
@@ -249,7 +245,7 @@ def test_a_loss_is_given_what_it_asks_for_and_no_more() -> None:
     assert torch.equal(given["mask"], student.mask)
     assert given["batch"] is batch
     assert given["own"] == 3
-    assert total.item() == pytest.approx(student.logits.sum().item())
+    assert total.item() == pytest.approx(2 * student.logits.sum().item())
 
 
 def test_a_loss_that_can_not_be_computed_says_so_in_a_sentence() -> None:
@@ -290,8 +286,8 @@ def test_a_term_over_layers_is_their_mean() -> None:
 
 def test_a_bridge_joins_widths_and_begins_as_the_identity_where_they_agree() -> None:
     def between(width: int, target: int) -> nn.Module:
-        student = Knowledge(torch.rand(2, 3), {"a.b": torch.rand(2, width)})
-        teacher = Knowledge(torch.rand(2, 3), {"c": torch.rand(2, target)})
+        student = Knowledge(torch.ones(2, 3), {"a.b": torch.ones(2, width)})
+        teacher = Knowledge(torch.ones(2, 3), {"c": torch.ones(2, target)})
         objective = Objective([term(feature.mse, layers={"a.b": "c"})], student, teacher)
         (bridge,) = objective.bridges.values()
         return bridge

@@ -35,6 +35,10 @@ FLAGS = {
 """What of a processor decides how fast it is here, by the names Linux gives it."""
 
 
+BUSY = 1.25
+"""The load of a core above which a training of two threads and more gets much slower."""
+
+
 def environment() -> Iterator[Finding]:
     """Python, torch, processor, threads, number format, extras, cache, hub."""
     yield Finding("python", True, f"Python {platform.python_version()} on {platform.system()}.")
@@ -62,16 +66,21 @@ def _torch() -> Finding:
     return Finding("torch", not idle, says + cure * idle)
 
 
-def _threads() -> Finding:
-    cores, threads, load = os.cpu_count() or 1, torch.get_num_threads(), 0.0
+def load() -> float:
+    """How many computations of the last minute there were for each core; 0 where nobody knows."""
     with suppress(OSError, AttributeError):  # Windows has none
-        load = os.getloadavg()[0]
-    says = f"{threads} threads on {cores} cores, load {load:.1f}."
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    return 0.0
+
+
+def _threads() -> Finding:
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    says = f"{threads} threads on {cores} cores; load {load():.1f} a core."
     if threads > cores:
         return Finding("threads", False, f"{says} Set `engine: {{local: {{threads: {cores}}}}}`.")
-    if load > 1.25 * cores:
+    if load() > BUSY:
         cure = " Others compute here too: times will be off; fewer threads help, as in"
-        return Finding("threads", False, f"{says}{cure} `engine: {{local: {{threads: 1}}}}`.")
+        return Finding("threads", None, f"{says}{cure} `engine: {{local: {{threads: 1}}}}`.")
     return Finding("threads", True, says)
 
 

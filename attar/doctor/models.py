@@ -49,12 +49,18 @@ def tokens(here: Setting, cast: Cast) -> Iterator[Finding]:
     if cast.teacher is None:
         return
     its: Any = cast.teacher.tokenizer
-    other = sum(mine.tokenize(text) != its.tokenize(text) for text in texts)
+    pairs = zip(_pieces(mine, texts, limit), _pieces(its, texts, limit), strict=True)
+    other = sum(ours != theirs for ours, theirs in pairs)
     says = f"Teacher and student cut {other} of {len(texts)} texts into different pieces"
     if not other:
         yield Finding("tokenizers", True, f"{says}.")
     else:
         yield Finding("tokenizers", None, f"{says}: compare layers pooled, with `layers: auto`.")
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[str]]:
+    cut = tokenizer(list(texts), truncation=True, max_length=limit, add_special_tokens=False)
+    return [tokenizer.convert_ids_to_tokens(row) for row in cut["input_ids"]]
 
 
 def label_order(here: Setting, cast: Cast) -> Iterator[Finding]:

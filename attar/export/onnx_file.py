@@ -110,6 +110,8 @@ def _logits(output: Any) -> Tensor:
 
 def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
     """The model as an ONNX graph (a `ModelProto`), batch and length free."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     names = list(inputs)
     # Two rows of two tokens at least: a dimension of 1 would be taken for a constant.
     traced = tuple(each.repeat(2, 2 if each.shape[1] == 1 else 1) for each in inputs.values())
@@ -127,6 +129,9 @@ def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
                 verbose=False,
             )
             assert program is not None
+            # Where each node comes from: lines of source with the paths of this machine, and in
+            # a small student more bytes than the weights.
+            ClearMetadataAndDocStringPass()(program.model)
             return program.model_proto
     except Exception as error:
         raise ExportError(

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from attar import arms, distill, measure, pipeline, teach, teachers
 from attar.baselines import Arm
 from attar.distill.loop import Watch
+from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
 from attar.measure.comparing import answer
 from attar.pipeline import Book, Cast, Setting
@@ -50,7 +51,7 @@ def forecast(here: Setting) -> Forecast:
     neither what else this machine will do, nor whether a training will stop early.
     Raises a child of AttarError for whatever the run itself would stumble over.
     """
-    start, book = time.perf_counter(), Book()
+    start, book, load = time.perf_counter(), Book(), machine.load()
     cast = pipeline.cast(here, book)
     stages = [Stage("reading and loading", time.perf_counter() - start)]
     look = _look(here, cast)
@@ -73,6 +74,7 @@ def forecast(here: Setting) -> Forecast:
         book.plan["layers"],
         tuple(stages),
         _memory(parameters, stages),
+        load,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from attar.doctor.machine import BUSY
 from attar.report.figures import count, duration, size
 
 
@@ -54,6 +55,7 @@ class Forecast:
     data: texts of each part; tokens: of a text, on the mean
     parameters: of teacher, student and bridges; layers: what is compared, by loss
     stages: in their order; memory: bytes, by what they are for
+    load: what else this machine did, for each core
     """
 
     data: Mapping[str, int]
@@ -63,6 +65,7 @@ class Forecast:
     layers: Mapping[str, list[dict[str, str]]]
     stages: tuple[Stage, ...]
     memory: Mapping[str, int]
+    load: float = 0.0
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -110,6 +113,7 @@ class Forecast:
             f"memory   {size(sum(self.memory.values()))}: {memory}",
             f"disk     {size(self.disk)}, and up to {size(self.checkpoints)} while it trains",
             "Times and memory are rough, from a few steps just taken.",
+            *["Others compute here: alone it may be several times faster."] * (self.load > BUSY),
         ]
 
     def _table(self) -> list[str]:
