@@ -1,4 +1,4 @@
-"""Trainings that survive: each keeps its checkpoints while it runs and its weights when it is done."""
+"""Trainings that survive: checkpoints while each runs, its weights when it is done."""
 
 from __future__ import annotations
 

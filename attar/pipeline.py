@@ -224,9 +224,7 @@ def build_student(here: Setting, teacher: nn.Module | None) -> nn.Module:
     return here.task.load(student)
 
 
-def teaching(
-    here: Setting, teacher: nn.Module | None, student: nn.Module, book: Book
-) -> Teaching:
+def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book: Book) -> Teaching:
     """The recipe's losses as terms, their layers paired, and the pairs written down and told."""
     terms, pairs = [], {}
     for choice in here.plan.losses:
@@ -311,9 +309,7 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
             done += rows
             advance(done, total, "texts")
 
-        asked = teach.fill(
-            known, here.task.sweep("train"), teacher, asking(here, taught), progress
-        )
+        asked = teach.fill(known, here.task.sweep("train"), teacher, asking(here, taught), progress)
         book.plan["knowledge"] = known.info()
     known_rows, size = len(known), known.bytes / 1e6
     here.screen.say(f"Knowledge: {known_rows} rows, {size:.1f} MB; {asked} asked now.")
@@ -359,9 +355,7 @@ def compressed(here: Setting, step: partial[Any], model: nn.Module) -> nn.Module
     return ask(step, {"model": model, "example": here.task.example})  # type: ignore[no-any-return]
 
 
-def _export(
-    here: Setting, write: partial[Any], model: nn.Module, name: str, book: Book
-) -> Entry:
+def _export(here: Setting, write: partial[Any], model: nn.Module, name: str, book: Book) -> Entry:
     """Write a file, and load it as a user would."""
     start = time.monotonic()
     here.out.mkdir(parents=True, exist_ok=True)
@@ -394,9 +388,7 @@ def train_arm(
     folder = arm_folder(here, arm, student, step, teacher, taught)
     title = f"Training {arm.name}"
     train = partial(fit, here, arm, student, step, taught)
-    model, curve, _ = arms.trained(
-        title, folder, here.engine, here.screen, lambda: student, train
-    )
+    model, curve, _ = arms.trained(title, folder, here.engine, here.screen, lambda: student, train)
     book.note(arm.name, curve)
     return model
 
@@ -434,9 +426,10 @@ def fit(
 
     def course(batch_size: int) -> tuple[Iterable[Lesson], int]:
         batches = here.task.batches(arm.part, batch_size=batch_size)
-        engine.track("batches", batches)
         # Every arm takes the steps of the student's epochs, however small its own part is.
-        return arm.scheme(batches), len(here.task.batches("train", batch_size=batch_size))
+        return arm.scheme(engine.feed(batches)), len(
+            here.task.batches("train", batch_size=batch_size)
+        )
 
     layers = taught.student_layers if arm.losses == taught.terms else ()
     given = {

@@ -30,5 +30,5 @@ class Silent:
         yield _ignore
 
 
-def _ignore(done: int, total: int, word: str) -> None:  # noqa: ARG001
+def _ignore(done: int, total: int, word: str) -> None:
     """Nothing."""

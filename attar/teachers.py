@@ -49,8 +49,7 @@ def finetune(
 
     def course(size: int) -> tuple[object, int]:
         batches = task.batches("labelled", batch_size=size)
-        engine.track("batches", batches)
-        return teach.alone(batches), len(batches)
+        return teach.alone(engine.feed(batches)), len(batches)
 
     return distill.train(
         teacher,
@@ -93,5 +92,3 @@ def rates(
     names = [name for name, _ in model.named_parameters()]
     first = next(n for n, name in enumerate(names) if name.startswith(stack[-train] + "."))
     return dict.fromkeys(names[:first], 0.0) | head
-
-

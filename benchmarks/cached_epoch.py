@@ -52,7 +52,9 @@ def main() -> None:
         with teach.open_store(teach.store_folder(folder, None), teacher, {}) as known:
             teach.fill(known, drawn, teacher, ask)
 
-        def seconds(lessons: Iterable[Lesson], losses: list[distill.Term], layers: list[str]) -> float:
+        def seconds(
+            lessons: Iterable[Lesson], losses: list[distill.Term], layers: list[str]
+        ) -> float:
             fresh = copy.deepcopy(student)
             start = time.perf_counter()
             forward = partial(task.forward, layers=layers)

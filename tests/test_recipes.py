@@ -35,7 +35,8 @@ def bank(tmp_path: Path) -> Path:
             for label, words in WORDS.items():
                 parts = words.split()
                 for n in range(count):
-                    rows.writerow([" ".join(parts[n % len(parts) :] + parts[: n % len(parts)]), label])
+                    turn = n % len(parts)
+                    rows.writerow([" ".join(parts[turn:] + parts[:turn]), label])
     return folder
 
 

@@ -23,7 +23,7 @@ STEPS, LEARNED, NOTHING = 200, 1 / 3, 2e-4
 """The overfit test: its steps, the share of the loss at which it is passed, and what is no loss."""
 
 
-class _Enough(Exception):  # noqa: N818  (it is no error)
+class _Enough(Exception):
     """The student has learned it."""
 
 

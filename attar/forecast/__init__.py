@@ -125,7 +125,7 @@ def _asking(here: Setting, cast: Cast, some: Sequence[Batch]) -> tuple[float, fl
         return (time.perf_counter() - start) / rows, known.bytes / rows
 
 
-class _Enough(Exception):  # noqa: N818  (it is no error)
+class _Enough(Exception):
     """Enough steps have been timed."""
 
 

@@ -54,7 +54,7 @@ def compare(task: Judged, part: str = "test", **models: nn.Module) -> Report:
     return Report({}, environment, rows, {"seconds": {}}, verdict=verdict(rows, threads=1))
 
 
-def row(  # noqa: PLR0917
+def row(
     name: str,
     model: nn.Module,
     metrics: Mapping[str, float],

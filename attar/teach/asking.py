@@ -15,7 +15,6 @@ from attar.taps import evaluating
 from attar.types import Batch, Forward, Knowledge, Lesson
 
 
-@torch.no_grad()
 def online(
     batches: Iterable[Batch], teachers: Sequence[nn.Module], forward: Forward
 ) -> Iterator[Lesson]:
@@ -28,7 +27,6 @@ def online(
         yield Lesson(batch, ask(teacher, batch, forward))
 
 
-@torch.no_grad()
 def offline(
     batches: Iterable[Batch],
     teachers: Sequence[nn.Module],
@@ -52,7 +50,6 @@ def offline(
             yield Lesson(batch, known.get(batch.keys))
 
 
-@torch.no_grad()
 def fill(
     known: knowledge_store.Store,
     batches: Iterable[Batch],
