@@ -473,8 +473,9 @@ def test_any_student_learns_pooled_features_from_a_bert(name: str) -> None:
 
 def test_an_lstm_answers_with_its_states_and_a_cnn_with_what_its_head_reads() -> None:
     teacher = bert(2, 8)
-    (mine,) = pair(lstm(bidirectional=False), teacher, run)
-    assert mine == "rightward.0@mean"
+    for both in (False, True):
+        (mine,) = pair(lstm(bidirectional=both), teacher, run)
+        assert mine == "joined@mean"
     student = cnn()
     (mine,) = pair(student, teacher, run)
     heard = forward(student.eval(), batch_of(4, 3), [mine])

@@ -87,6 +87,8 @@ class Lstm(nn.Module):
         self.leftward = nn.ModuleList(
             nn.LSTM(wide, width, batch_first=True) for wide in widths if bidirectional
         )
+        # Somewhere to read both directions at once, in the order of the text.
+        self.joined = nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(2 * both, len(classes))
 
@@ -109,7 +111,7 @@ class Lstm(nn.Module):
             if self.leftward:
                 turned = _run(self.leftward[depth], _turn(states, mirror))
                 directions.append(_turn(turned, mirror))
-            states = torch.cat(directions, dim=-1)
+            states = self.joined(torch.cat(directions, dim=-1))
         return states
 
 
