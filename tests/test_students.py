@@ -190,7 +190,7 @@ FRESH: dict[str, Callable[..., nn.Module]] = {
 }
 ALL = FRESH | {
     "layers": lambda t: students.layers(t, SEEN, keep=2, vocabulary="data"),
-    "pretrained": lambda t: students.pretrained(lambda _, new_head: copy.deepcopy(t), model="name"),
+    "pretrained": lambda t: students.pretrained(lambda _, **__: copy.deepcopy(t), model="name"),
     "layers of the teacher's words": lambda t: students.layers(t, SEEN, keep=[3, 1]),
 }
 
