@@ -65,7 +65,7 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
         options = wanted["latency"].keywords
         threads, batch = options.get("threads", 1), options.get("batch", 1)
         here.screen.say(f"Timing answers, in turns ({threads} thread, batch {batch}) ...")
-        times = wanted["latency"](_answers(here, entries, floor, batch))
+        times = wanted["latency"](_answers(here, entries, floor, batch, threads))
     bytes_of = _memory(here, entries) if "memory" in wanted else {}
     rows = [
         row(
@@ -101,15 +101,23 @@ def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, floa
 
 
 def _answers(
-    here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, batch: int
+    here: Setting,
+    entries: Sequence[Entry],
+    floor: dict[str, Any] | None,
+    batch: int,
+    threads: int,
 ) -> dict[str, Any]:
     """What makes one answer of each row that can be timed fairly."""
 
     def several(model: nn.Module) -> dict[str, torch.Tensor]:
         return {name: x.repeat(batch, 1) for name, x in here.task.example(model).items()}
 
+    def timed(entry: Entry) -> nn.Module:
+        is_file = threads > 1 and entry.path is not None and entry.path.suffix == ".onnx"
+        return here.task.load(str(entry.path), threads=threads) if is_file else entry.model
+
     found: dict[str, Any] = {
-        entry.name: answer(entry.model, several) for entry in entries if not emulated(entry.model)
+        entry.name: answer(timed(entry), several) for entry in entries if not emulated(entry.model)
     }
     if floor is not None and batch == 1:
         found["bag_of_words"] = floor["answer"]

@@ -83,19 +83,20 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """The number of examples of a part of the data."""
         return len(self._part(part))
 
-    def load(self, name: str | nn.Module, *, new_head: bool = False) -> nn.Module:
+    def load(self, name: str | nn.Module, *, new_head: bool = False, threads: int = 1) -> nn.Module:
         """A sequence classifier for this task's classes, with its tokenizer as `.tokenizer`.
 
         name: a `transformers` folder or hub name, `package:NAME` for weights that an installed
             package carries, an .onnx file, or the user's own module called as
             `model(input_ids=..., attention_mask=...)`
         new_head: replace a head that was trained for other classes
+        threads: of ONNX Runtime, where it is a file
         Raises ModelError where the model can't be had or does not fit.
         """
         if isinstance(name, nn.Module):
             model = networks.adopt(name, self._tokenizer)
         else:
-            model = networks.load(name, self.classes, new_head=new_head)
+            model = networks.load(name, self.classes, new_head=new_head, threads=threads)
         networks.check_length(model, self.max_length)
         self._tokenizer = self._tokenizer or model.tokenizer
         return model

@@ -42,10 +42,12 @@ class _Tokenizer(Protocol):
     def __call__(self, text: list[str], /, *, truncation: bool, max_length: int) -> Any: ...
 
 
-def load(name: str, classes: Sequence[str], *, new_head: bool = False) -> nn.Module:
+def load(
+    name: str, classes: Sequence[str], *, new_head: bool = False, threads: int = 1
+) -> nn.Module:
     """A network by name, in eval mode, in float32, its classes in the task's order."""
     if name.endswith(".onnx"):
-        return OnnxNetwork(Path(name))
+        return OnnxNetwork(Path(name), threads)
     return _load_transformers(_folder(name), classes, new_head)
 
 
