@@ -483,8 +483,11 @@ def test_a_real_interrupt_leaves_a_checkpoint_and_one_sentence(house: Path) -> N
     words += ["--set", "engine.checkpoint=0", "--set", "teacher={load: {model: trained}}"]
     root = str(Path(attar.__path__[0]).parent)
     said = []
+    # Whoever runs the tests in the background may ignore this signal, and so would a child.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "from attar.cli import main; sys.exit(main())"
     with subprocess.Popen(
-        [sys.executable, "-m", "attar", *words],
+        [sys.executable, "-c", start, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
