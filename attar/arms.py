@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from attar.distill.loop import Watch
 from attar.engine import local
+from attar.errors import EngineError
 from attar.screen import Screen
 
 POINTS = 200
@@ -93,10 +95,12 @@ def found(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, Curv
     """The model and the curve of a training that is done; None where it is not."""
     if not done(folder):
         return None
-    model = build()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    curve = Curve()
-    curve.load_state_dict(json.loads((folder / "done.json").read_text()))
+    model, curve = build(), Curve()
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        curve.load_state_dict(json.loads((folder / "done.json").read_text()))
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise EngineError(f"What was trained earlier in {folder} is damaged; delete it.") from error
     return model.eval(), curve
 
 

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from attar import arms, distill, export, students, teach
 from attar.baselines import Arm, Scheme
 from attar.distill.loop import Watch
 from attar.engine import local
-from attar.errors import RecipeError
+from attar.errors import EngineError, RecipeError
 from attar.measure.comparing import emulated
-from attar.recipe import Recipe, Resolved, check, read
+from attar.recipe import Piece, Recipe, Resolved, check, read
 from attar.report import Report
 from attar.resolve import ask, asks, compares
 from attar.results import Entry, assemble
@@ -51,6 +51,7 @@ class Book:
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    teacher: Path | None = None
 
     def note(self, name: str, curve: arms.Curve) -> None:
         """Write down how a training went."""
@@ -102,11 +103,12 @@ def run(
     started = time.monotonic()
     here = begin(recipe, out, overrides=overrides, trust=trust, screen=screen, command=command)
     book = Book()
+    _rehearse(here)
     teacher = find_teacher(here, book)
     student = build_student(here, teacher)
     taught = teaching(here, teacher, student, book)
     fill_store(here, teacher, taught, book)
-    entries = [] if teacher is None else [Entry("teacher", teacher, path=_teacher_folder(here))]
+    entries = [] if teacher is None else [Entry("teacher", teacher, path=book.teacher)]
     done, arms_begin = follow_steps(here, teacher, student, taught, book)
     entries += done
     if arms_begin is not None:
@@ -141,6 +143,24 @@ def begin(
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command)
 
 
+def _rehearse(here: Setting) -> None:
+    """Meet what can go wrong before hours are spent: folders, models, layers, steps."""
+    for folder in (here.out, here.cache):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f".writable-{os.getpid()}").touch()
+            (folder / f".writable-{os.getpid()}").unlink()
+        except OSError as error:
+            raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
+    quiet = replace(here, screen=Silent())
+    models = cast(quiet, Book())
+    list(baseline_arms(quiet, models.teacher, teach.alone))
+    for step in here.plan.steps:
+        given = {"steps", "epochs"} & set(step.function.keywords)
+        if step.name == "distill" and len(given) != 1:
+            raise RecipeError("The step distill needs either `steps` or `epochs`.")
+
+
 def cache_folder() -> Path:
     """Where teachers and knowledge are kept between runs: $ATTAR_CACHE, or ~/.cache/attar."""
     return Path(os.environ.get("ATTAR_CACHE", "~/.cache/attar")).expanduser()
@@ -150,7 +170,8 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     """The teacher: loaded, or trained now, or found trained by an earlier run."""
     folder = teacher_kept(here)
     if here.plan.teacher is None or folder is None:
-        return _as_it_is(here)[0]
+        loaded = _as_it_is(here)[0]
+        return None if loaded is None else here.engine.prepare(loaded)
     make = here.plan.teacher.function
     torch.manual_seed(here.recipe.seed)
 
@@ -162,17 +183,18 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
         "Training the teacher", folder, here.engine, here.screen, build, train
     )
     book.note("teacher", curve)
-    export.transformers(teacher, _teacher_folder(here))
-    return teacher
+    book.teacher = export.transformers(teacher, here.out / "teacher")
+    return here.engine.prepare(teacher)
 
 
 def teacher_kept(here: Setting) -> Path | None:
     """The folder that the recipe's trained teacher has in the cache; None where none is trained."""
     if here.plan.teacher is None or "engine" not in asks(here.plan.teacher.function):
         return None
+    base = _built(here)
+    facts = (here.task.digest(), here.task.preprocessing(base), here.recipe.seed)
     options = here.plan.teacher.function.keywords
-    facts = (here.task.digest(), here.task.classes, here.task.max_length, here.recipe.seed)
-    key = arms.key(here.plan.teacher.name, options, facts, here.engine.precision)
+    key = arms.key(options, facts, fingerprint(base), here.engine.precision)
     return here.cache / "teachers" / key
 
 
@@ -190,7 +212,8 @@ def _as_it_is(here: Setting) -> tuple[nn.Module | None, bool]:
     folder = teacher_kept(here)
     torch.manual_seed(here.recipe.seed)
     if folder is None:
-        return ask(here.plan.teacher.function, {"task": here.task}), True
+        given = {"task": here.task, "classes": list(here.task.classes), "load": here.task.load}
+        return here.task.load(ask(here.plan.teacher.function, given)), True
     known = arms.found(folder, partial(_built, here))
     return (_built(here), False) if known is None else (known[0], True)
 
@@ -198,11 +221,8 @@ def _as_it_is(here: Setting) -> tuple[nn.Module | None, bool]:
 def _built(here: Setting) -> nn.Module:
     """The network that the recipe's teacher is trained from, under a new head."""
     assert here.plan.teacher is not None
+    torch.manual_seed(here.recipe.seed)
     return here.task.load(here.plan.teacher.function.keywords["model"], new_head=True)
-
-
-def _teacher_folder(here: Setting) -> Path:
-    return here.out / "teacher"
 
 
 def build_student(here: Setting, teacher: nn.Module | None) -> nn.Module:
@@ -337,7 +357,7 @@ def follow_steps(
             arm = Arm(name, "train", partial(lessons, here, teacher, taught), taught.terms)
             model = train_arm(here, arm, model, step.function, teacher, taught, book)
         elif step.name.startswith("export."):
-            entries.append(_export(here, step.function, model, name, book))
+            entries.append(_export(here, step, model, name, book))
             continue
         else:
             here.screen.say(f"{step.name} ...")
@@ -355,7 +375,7 @@ def compressed(here: Setting, step: partial[Any], model: nn.Module) -> nn.Module
     return ask(step, {"model": model, "example": here.task.example})  # type: ignore[no-any-return]
 
 
-def _export(here: Setting, write: partial[Any], model: nn.Module, name: str, book: Book) -> Entry:
+def _export(here: Setting, step: Piece, model: nn.Module, name: str, book: Book) -> Entry:
     """Write a file, and load it as a user would."""
     start = time.monotonic()
     here.out.mkdir(parents=True, exist_ok=True)
@@ -368,8 +388,9 @@ def _export(here: Setting, write: partial[Any], model: nn.Module, name: str, boo
         "facts": facts,
         "save": students.save,
     }
-    path: Path = ask(write, given)
-    loaded = students.load(path) if (path / students.PAPER).is_file() else here.task.load(str(path))
+    path: Path = ask(step.function, given)
+    own = step.name == "export.safetensors"
+    loaded = students.load(path) if own else here.task.load(str(path))
     here.screen.say(f"Wrote {path}, and read it back.")
     book.seconds[f"export {path.name}"] = time.monotonic() - start
     return Entry(path.name if path.is_file() else f"{name}-folder", loaded, path, source=model)
@@ -402,13 +423,13 @@ def arm_folder(
     taught: Teaching,
 ) -> Path:
     """Where the outcome of one training is kept: named by everything that decides it."""
-    uses_teacher = arm.part == "train" and teacher is not None
+    said = here.recipe.to_dict()
     facts: list[Any] = [arm.name, arm.part, step.keywords, here.recipe.seed, here.task.digest()]
-    facts += [fingerprint(student), here.engine.precision, here.task.max_length]
-    if uses_teacher:
-        assert teacher is not None
-        losses = here.recipe.to_dict()["losses"] if arm.name.startswith("student") else None
-        facts += [facts_of(here, teacher, taught), fingerprint(teacher), here.recipe.teach, losses]
+    facts += [fingerprint(student), here.task.preprocessing(student), here.engine.precision]
+    # Weights don't tell everything: heads and dropout leave their shapes as they are.
+    facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
+    if arm.part == "train" and teacher is not None:
+        facts += [facts_of(here, teacher, taught), fingerprint(teacher), said["teach"]]
     return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
 
 

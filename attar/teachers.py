@@ -21,7 +21,13 @@ def load(task: classification, *, model: str) -> nn.Module:
 
     model: folder, hub name, `package:NAME`, .onnx file
     """
-    return task.load(model)
+    teacher = task.load(model)
+    if "untrained_head" in vars(teacher):
+        raise ModelError(
+            f"{model} has no classification head of its own, so it can't teach as it is; train it "
+            "first with `teacher: {finetune: {model: ...}}`."
+        )
+    return teacher
 
 
 def finetune(

@@ -509,7 +509,7 @@ def test_a_real_interrupt_leaves_a_checkpoint_and_one_sentence(house: Path) -> N
 
 def test_a_reader_that_leaves_early_ends_a_command_quietly() -> None:
     root = str(Path(attar.__path__[0]).parent)
-    command = f"{shlex.quote(sys.executable)} -m attar schema | head -c 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{shlex.quote(sys.executable)} -m attar schema | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -517,7 +517,7 @@ def test_a_reader_that_leaves_early_ends_a_command_quietly() -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": root},
     )
-    assert done.stdout == "{141\n"
+    assert done.stdout == "141\n"
     assert done.stderr == ""
 
 

@@ -46,6 +46,7 @@ DOORS = {
     "sklearn": ("baselines.py",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
+    "onnx_ir": ("export/",),
     "onnxruntime": ("export/", "tasks/text/", "measure/"),
     "typer": ("cli/",),
     "rich": ("cli/",),

@@ -35,6 +35,8 @@ _OF_THE_MACHINE = {
     errno.EDQUOT,
     errno.EEXIST,
     errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,

@@ -188,3 +188,5 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
         elif recipe.teacher is None and "student" not in asks(recipe.teach.function):
             # A scheme that is given the student, such as its moving average, can teach by itself.
             yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"
+    if recipe.baselines and sum(step.name == "distill" for step in recipe.steps) > 1:
+        yield ("baselines",), "baselines repeat one distill step, and this recipe has several"

@@ -170,6 +170,9 @@ class OnnxNetwork(nn.Module):
                 path, settings, providers=["CPUExecutionProvider"]
             )
         self.path = path
+        # A state like any other network's, so that another file is another teacher.
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.names = [entry.name for entry in self.session.get_inputs()]
         if strange := set(self.names) - {"input_ids", "attention_mask"}:
@@ -251,6 +254,8 @@ def _load_transformers(name: str, classes: Sequence[str], new_head: bool) -> nn.
             dtype=torch.float32,
             use_safetensors=True,
         )
+    if not own or new_head:
+        vars(model)["untrained_head"] = True
     if own and not new_head:
         _reorder_(model, own, classes)
     model.config.id2label = dict(enumerate(classes))
@@ -277,7 +282,7 @@ def _reorder_(model: nn.Module, own: Sequence[str], classes: Sequence[str]) -> N
         other = next(name for name in own if name not in classes)
         raise ModelError(
             f"The model answers for the class {other!r}, which the data does not have; "
-            "rename the labels of the data, or use `finetune` with `new_head: true`."
+            "rename the labels of the data, or use `finetune` for a new head."
         )
     order = [list(own).index(name) for name in classes]
     head = [
