@@ -1,0 +1,108 @@
+"""The corridor: what is kept is found again only for the same thing, and trouble comes early."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attar import pipeline
+from attar.baselines import Arm
+from attar.errors import AttarError, EngineError, ModelError, RecipeError
+from attar.pipeline import Book, arm_folder, baseline_arms, begin, cast, lessons, run
+from attar.recipe import read
+
+SAID: dict[str, Any] = {
+    "teacher": {"finetune": {"epochs": 1, "batch_size": 8}},
+    "student": {"lstm": {"width": 8, "embedding": 12}},
+    "losses": ["response.kl"],
+    "steps": [{"distill": {"steps": 2, "batch_size": 8}}],
+    "baselines": ["label_smoothing"],
+    "measure": ["score"],
+}
+
+
+@pytest.fixture
+def said(bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A recipe on the tiny bank with the tiny BERT, caches in a folder of the test's own."""
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    task = {"text.classification": {"dataset": str(bank), "max_length": 32, "validation": 0.2}}
+    teacher = {"finetune": SAID["teacher"]["finetune"] | {"model": str(base)}}
+    return SAID | {"task": task, "teacher": teacher}
+
+
+def folders(said: dict[str, Any], out: Path) -> dict[str, str]:
+    """Where a recipe's trainings would be kept."""
+    here = begin(read(said), out)
+    found = cast(here, Book())
+    step = here.plan.steps[0].function
+    scheme = partial(lessons, here, found.teacher, found.taught)
+    arms = [Arm("student", "train", scheme, found.taught.terms)]
+    arms += baseline_arms(here, found.teacher, scheme)
+    kept = {
+        arm.name: arm_folder(here, arm, found.student, step, found.teacher, found.taught).name
+        for arm in arms
+    }
+    teacher = pipeline.teacher_kept(here)
+    assert teacher is not None
+    return kept | {"teacher": teacher.name}
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"seed": 1}, {"teacher", "student", "label_smoothing"}),
+        ({"student": {"lstm": SAID["student"]["lstm"] | {"dropout": 0.5}}}, {"student"}),
+        ({"losses": [{"response.kl": {"temperature": 2}}]}, {"student"}),
+        ({"baselines": [{"label_smoothing": {"smoothing": 0.3}}]}, {"label_smoothing"}),
+        ({"steps": [{"distill": {"steps": 3, "batch_size": 8}}]}, {"student", "label_smoothing"}),
+        ({"measure": ["score", "size"]}, set()),
+    ],
+    ids=["seed", "dropout", "temperature", "smoothing", "steps", "measure"],
+)
+def test_whatever_decides_a_training_gives_it_another_place(
+    said: dict[str, Any], change: dict[str, Any], moved: set[str], tmp_path: Path
+) -> None:
+    before, after = folders(said, tmp_path / "out"), folders(said | change, tmp_path / "out")
+    assert moved <= {name for name in before if before[name] != after[name]}
+    if not moved:
+        assert before == after
+    if "student" not in change and "seed" not in change:
+        assert before["teacher"] == after["teacher"]
+
+
+def test_a_network_without_a_head_can_t_teach_as_it_is(
+    said: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="no classification head"):
+        run(read(said | {"teacher": {"load": {"model": str(base)}}}), tmp_path / "out")
+
+
+def test_trouble_comes_before_the_teacher_is_trained(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attar.arms.trained", None)  # whoever trains now fails otherwise
+    (tmp_path / "file").write_text("not a folder")
+    wrong: list[tuple[dict[str, Any], Path, type[AttarError], str]] = [
+        ({}, tmp_path / "file", EngineError, "can't be written"),
+        ({"student": {"layers": {"keep": [9]}}}, tmp_path / "out", ModelError, "0 to 5"),
+        (
+            {"steps": [{"distill": {"steps": 1, "epochs": 1}}]},
+            tmp_path / "out",
+            RecipeError,
+            "eith",
+        ),
+    ]
+    for change, out, kind, words in wrong:
+        with pytest.raises(kind, match=words):
+            run(read(said | change), out)
+
+
+def test_baselines_refuse_a_student_of_several_trainings(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    twice = said | {"steps": [*SAID["steps"], *SAID["steps"]]}
+    with pytest.raises(RecipeError, match="several"):
+        run(read(twice), tmp_path / "out")
