@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,22 +69,44 @@ def trained(
     build: makes the untrained network, to put found weights into
     train: trains on the given engine, which keeps checkpoints in the folder
     """
-    if (known := found(folder, build)) is not None:
-        screen.say(f"{title}: found, trained earlier ({known[1].seconds:.0f} s).")
-        return *known, True
-    here = engine.at(folder / "checkpoints")
-    curve = Curve()
-    here.track("curve", curve)
-    with screen.bar(title) as advance:
+    with _held(folder, lambda: screen.say(f"{title}: another run is at it; waiting for it ...")):
+        if (known := found(folder, build)) is not None:
+            screen.say(f"{title}: found, trained earlier ({known[1].seconds:.0f} s).")
+            return *known, True
+        here = engine.at(folder / "checkpoints")
+        curve = Curve()
+        here.track("curve", curve)
+        with screen.bar(title) as advance:
 
-        def watch(record: Mapping[str, Any]) -> None:
-            curve.add(record)
-            advance(record["step"], record["steps"], f"loss {record['loss']:.3f}")
+            def watch(record: Mapping[str, Any]) -> None:
+                curve.add(record)
+                advance(record["step"], record["steps"], f"loss {record['loss']:.3f}")
 
-        model = train(here, watch)
-    _keep(model, curve, folder)
-    here.forget()
+            model = train(here, watch)
+        _keep(model, curve, folder)
+        here.forget()
     return model, curve, False
+
+
+@contextmanager
+def _held(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Two runs that want the same training: the second waits, and finds it done.
+
+    The system lets go of the lock when its holder dies, however it dies.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: the last to end wins, and both have the same weights
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def done(folder: Path) -> bool:

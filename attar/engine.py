@@ -28,14 +28,16 @@ from attar.errors import EngineError, nearest
 from attar.types import Batch, Stateful, Stream
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What processors that multiply in bfloat16 say of themselves: x86 twice, ARM twice."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class local:  # noqa: N801  (a recipe names it, so it is spelled like the functions beside it)
     """One process on one device, with checkpoints that survive a kill at any moment.
 
-    precision: `auto` measures whether bfloat16 is faster here (some CPUs emulate it, 20 times
-        slower)
+    precision: `auto` takes bfloat16 where the processor computes with it (others emulate it, 20
+        times slower)
     device: `auto` takes a GPU where there is one
     threads: CPU threads of the arithmetic; null leaves torch's choice
     checkpoint: seconds between checkpoints
@@ -57,7 +59,7 @@ class local:  # noqa: N801  (a recipe names it, so it is spelled like the functi
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = _device(device)
-        self.precision: str = _faster(self.device) if precision == "auto" else precision
+        self.precision: str = _format(self.device) if precision == "auto" else precision
         if self.precision not in _DTYPES:
             choices = ["auto", *_DTYPES]
             raise EngineError(f"There is no precision {precision!r}; {nearest(precision, choices)}")
@@ -198,27 +200,19 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _faster(device: torch.device) -> str:
-    """bf16 only where a measured product is at least a quarter faster than in fp32."""
+def _format(device: torch.device) -> str:
+    """bf16 where the processor computes with it; elsewhere it is emulated, many times slower.
+
+    Decided by what the processor is, not by a stopwatch: the format is part of what names a
+    training, so the same machine must choose the same one every time.
+    """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-
-    def seconds(dtype: torch.dtype, size: int) -> float:
-        a = torch.ones(size, size, dtype=dtype, device=device)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            torch.mm(a, a)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # A small product first: where bfloat16 is emulated the larger one would take seconds.
-    for size in (128, 512):
-        if seconds(torch.bfloat16, size) > 0.8 * seconds(torch.float32, size):
-            return "fp32"
-    return "bf16"
+    # Older torch can't tell; fp32 is never wrong.
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if any(known.get(name) for name in _BFLOAT16) else "fp32"
 
 
 def _random_state() -> dict[str, Any]:

@@ -334,16 +334,16 @@ def faults(
                 offered = nearest(option, [*options(function), *also])
                 yield option, f"{called} has no option {option!r}; {offered}"
             else:
-                yield option, _fault(function, called, option, given, error["msg"])
+                limit = error["msg"] if "than" in error["type"] else ""
+                yield option, _fault(function, called, option, given, limit)
 
 
-def _fault(function: Function, name: str, option: str, given: Mapping[str, Any], why: str) -> str:
+def _fault(function: Function, name: str, option: str, given: Mapping[str, Any], limit: str) -> str:
     known = options(function)
     if option not in given:
         return f"{name} needs the option {option!r} ({known[option].type})"
-    limit = f" ({why})" if get_origin(known[option].annotation) is Annotated else ""
-    got = short(given[option])
-    return f"option {option!r} of {name} must be {known[option].type}, not {got}{limit}"
+    got = short(given[option]) + (f" ({limit})" if limit else "")
+    return f"option {option!r} of {name} must be {known[option].type}, not {got}"
 
 
 def _validated(function: Function, given: Mapping[str, Any]) -> BaseModel:

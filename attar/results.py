@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
@@ -98,6 +99,10 @@ def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, floa
         for number, entry in enumerate(entries):
             advance(number, len(entries), entry.name)
             found[entry.name] = measure.score(entry.model, partial(here.task.score, part="test"))
+            if entry.path is not None and entry.source is not None:
+                # Which of several files to ship is a choice, and no choice may see the test split.
+                held = measure.score(entry.model, partial(here.task.score, part="validation"))
+                found[entry.name]["validation"] = held["score"]
         advance(len(entries), len(entries), "")
     return found
 
@@ -180,7 +185,8 @@ def _written(
 
 def _environment(here: Setting, threads: int, batch: int, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "cpu", processor()
-    yield "cores", torch.get_num_threads()
+    yield "cores", os.cpu_count()
+    yield "training_threads", torch.get_num_threads()
     yield "threads", threads
     yield "batch", batch
     yield "tokens", tokens

@@ -12,6 +12,7 @@ from attar.distill.pairing import blocks
 from attar.engine import local
 from attar.errors import ModelError
 from attar.tasks.text import classification
+from attar.types import Count, Positive
 
 __all__ = ["finetune", "load"]
 
@@ -36,9 +37,9 @@ def finetune(
     watch: Watch | None = None,
     *,
     model: str,
-    epochs: float = 10,
-    lr: float = 1e-4,
-    batch_size: int = 16,
+    epochs: Positive = 10,
+    lr: Positive = 1e-4,
+    batch_size: Count = 16,
     train: Literal["all", "head"] | int = "all",
     head_rate: float = 10.0,
 ) -> nn.Module:

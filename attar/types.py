@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+Count = Annotated[int, Field(ge=1)]
+"""An option that counts something; a recipe that sets it below 1 is refused with its line."""
+
+Positive = Annotated[float, Field(gt=0)]
+"""An option that measures something; a recipe that sets it to 0 or less is refused."""
 
 IGNORE = -100
 """The label of an example whose label is not known (torch's own `ignore_index`)."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from torch import Tensor, nn
 
 from attar import pipeline
+from attar.arms import trained
 from attar.baselines import Arm
+from attar.distill.loop import Watch
+from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
 from attar.pipeline import Book, arm_folder, baseline_arms, begin, cast, lessons, run
 from attar.recipe import read
+from attar.screen import Silent
 
 SAID: dict[str, Any] = {
     "teacher": {"finetune": {"epochs": 1, "batch_size": 8}},
@@ -106,3 +115,50 @@ def test_baselines_refuse_a_student_of_several_trainings(
     twice = said | {"steps": [*SAID["steps"], *SAID["steps"]]}
     with pytest.raises(RecipeError, match="several"):
         run(read(twice), tmp_path / "out")
+
+
+def test_two_runs_that_want_the_same_training_share_it(tmp_path: Path) -> None:
+    trainings, heard = [], []
+    waiting = Event()
+
+    class Ear(Silent):
+        def say(self, sentence: str) -> None:
+            heard.append(sentence)
+            if "waiting" in sentence:
+                waiting.set()
+
+    def train(_: object, watch: Watch) -> nn.Module:
+        assert waiting.wait(30)  # until the other one has come
+        trainings.append(1)
+        watch({"step": 1, "steps": 1, "loss": 0.5})
+        return nn.Linear(2, 2)
+
+    def one() -> dict[str, Tensor]:
+        model, _, _ = trained("A", tmp_path, local(), Ear(), lambda: nn.Linear(2, 2), train)
+        return model.state_dict()
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = [job.result() for job in (both.submit(one), both.submit(one))]
+    assert trainings == [1]
+    assert any("waiting" in sentence for sentence in heard)
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("measure", "[{latency: {threads: 0}}]"),
+        ("measure", "[{latency: {batch: -1}}]"),
+        ("steps", "[{distill: {steps: 0}}]"),
+        ("steps", "[{distill: {steps: 5, lr: 0}}]"),
+        ("teacher.finetune.epochs", "0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_before_the_data_is_read(
+    path: str, value: str, said: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(said | {"task": {"text.classification": {"dataset": "none"}}}))
+    with pytest.raises(RecipeError, match=r"^--set .*greater than"):
+        begin(file, tmp_path / "out", overrides=[f"{path}={value}"])

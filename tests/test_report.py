@@ -340,6 +340,15 @@ def test_the_best_file_is_the_smallest_within_a_point_of_the_best_score() -> Non
     assert sentences.best([row("teacher", 0.8, 1, 1.0)]) is None
 
 
+def test_the_best_file_is_chosen_by_validation_scores_where_every_file_has_one() -> None:
+    good, poor = {"examples": 3080, "validation": 0.9}, {"examples": 3080, "validation": 0.8}
+    large = replace(row("student.onnx", 0.7, 100, 1.0), metrics=good)
+    small = replace(row("student-int8.onnx", 0.9, 30, 1.0), metrics=poor)
+    assert sentences.best([large, small]) == large
+    without = replace(small, metrics={"examples": 3080})
+    assert sentences.best([large, without]) == without
+
+
 def test_what_was_not_measured_is_not_spoken_of() -> None:
     assert verdict(()) == ()
     assert verdict([Row("teacher", TORCH), Row("student", TORCH), Row("labels_only", TORCH)]) == ()

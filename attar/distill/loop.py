@@ -17,7 +17,7 @@ from attar.distill.objective import Objective, Term
 from attar.engine import local
 from attar.errors import EngineError
 from attar.taps import place
-from attar.types import Engine, Forward, Lesson, Score
+from attar.types import Count, Engine, Forward, Lesson, Positive, Score
 
 Watch = Callable[[Mapping[str, Any]], None]
 """Is told of every step: step, steps, loss, each term, and score where one was measured."""
@@ -38,19 +38,19 @@ def train(
     score: Score | None = None,
     watch: Watch | None = None,
     *,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int = 32,
-    lr: float = 5e-4,
+    steps: Count | None = None,
+    epochs: Positive | None = None,
+    batch_size: Count = 32,
+    lr: Positive = 5e-4,
     optimizer: Literal["adamw", "sgd"] = "adamw",
     weight_decay: float = 0.01,
     warmup: float = 0.1,
     decay: Literal["linear", "cosine", "constant"] = "linear",
     clip: float = 1.0,
-    accumulate: int = 1,
+    accumulate: Count = 1,
     rates: dict[str, float] | None = None,
-    evaluate: int | None = None,
-    patience: int | None = None,
+    evaluate: Count | None = None,
+    patience: Count | None = None,
     keep: Literal["last", "best"] = "last",
 ) -> nn.Module:
     """Train a student on lessons; it is changed in place and returned in eval mode.

@@ -46,8 +46,8 @@ def environment() -> Iterator[Finding]:
     yield _threads()
     yield _processor()
     engine = local()
-    fast = {"bf16": "is faster", "fp32": "is not faster (some processors emulate it)"}
-    says = f"bfloat16 {fast[engine.precision]} than float32 on {engine.device}, as measured now; "
+    native = {"bf16": "native", "fp32": "not native (it would be emulated, slowly)"}
+    says = f"bfloat16 is {native[engine.precision]} on {engine.device}; "
     yield Finding("precision", None, f"{says}`precision: auto` takes {engine.precision}.")
     yield from (_extra(extra, libraries) for extra, libraries in EXTRAS.items())
     yield _cache(pipeline.cache_folder())

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attar.errors import AttarError, ModelError
-from attar.types import Example
+from attar.types import Count, Example, Positive
 
 WARM_UP = 10
 """Answers before the clock starts: allocations, caches, and what a runtime decides at first use."""
@@ -80,9 +80,9 @@ def size(model: nn.Module, path: Path | None = None) -> int:
 def latency(
     answers: Mapping[str, Callable[[], object]],
     *,
-    threads: int = 1,
-    batch: int = 1,
-    seconds: float = 1.5,
+    threads: Count = 1,
+    batch: Count = 1,
+    seconds: Positive = 1.5,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of one answer, p50 and p95, of each of several models.
 

@@ -23,7 +23,8 @@ class Row:
     name: `teacher`, `student`, a baseline's name, or the exported file's (`student.onnx`)
     runtime: what ran it, with its version: "ONNX Runtime 1.31"
     score: the one number models are compared by, higher is better
-    metrics: everything else that was scored; `examples` is the size of the test split
+    metrics: everything else that was scored; `examples` is the size of the test split,
+        `validation` the score on the split that serves choices
     latency_ms: percentiles of one call in milliseconds, `p50` and `p95`
     """
 
@@ -55,6 +56,12 @@ class Row:
         """How many test examples the score stands on, where the metrics say so."""
         count = self.metrics.get("examples")
         return int(count) if isinstance(count, int | float) and finite(count) else None
+
+    @property
+    def validation(self) -> float | None:
+        """The score on the validation split, where there is one."""
+        score = self.metrics.get("validation")
+        return finite(score) if isinstance(score, int | float) else None
 
     @property
     def role(self) -> Role:

@@ -42,13 +42,18 @@ def verdict(
 def best(rows: Sequence[Row]) -> Row | None:
     """The model to ship: the smallest export within a point of the best export's score.
 
-    Where nothing was exported it is the student.
+    It is a choice, so it stands on the validation scores where every export has one. Where nothing
+    was exported it is the student.
     """
     exports = [row for row in rows if row.role == "export"]
-    top = max((row.score for row in exports if row.score is not None), default=None)
-    if top is not None:
-        slack = 0.01 if share(exports) else 0.01 * abs(top)
-        exports = [row for row in exports if row.score is not None and row.score >= top - slack]
+    scores = [row.validation for row in exports]
+    if None in scores:
+        scores = [row.score for row in exports]
+    known = [score for score in scores if score is not None]
+    if known:
+        floor = max(known) - (0.01 if share(exports) else 0.01 * abs(max(known)))
+        pairs = zip(exports, scores, strict=True)
+        exports = [row for row, score in pairs if score is not None and score >= floor]
     exports = exports or [row for row in rows if row.role == "student"]
     return min(exports, key=_weight, default=None)
 
