@@ -211,7 +211,7 @@ def _format(device: torch.device) -> str:
     if device.type != "cpu":
         return "fp32"
     # Older torch can't tell; fp32 is never wrong.
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if any(known.get(name) for name in _BFLOAT16) else "fp32"
 
 
