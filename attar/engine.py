@@ -210,8 +210,9 @@ def _format(device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    # Older torch can't tell; fp32 is never wrong.
-    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if "get_capabilities" not in vars(torch.cpu):
+        return "fp32"  # an older torch can't tell, and fp32 is never wrong
+    known = torch.cpu.get_capabilities()
     return "bf16" if any(known.get(name) for name in _BFLOAT16) else "fp32"
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
-from pydantic import Field
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Ge(1)]
 """An option that counts something; a recipe that sets it below 1 is refused with its line."""
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Gt(0)]
 """An option that measures something; a recipe that sets it to 0 or less is refused."""
+
+Share = Annotated[float, Ge(0)]
+"""An option that is a part or a multiple of something; 0 is none of it."""
 
 IGNORE = -100
 """The label of an example whose label is not known (torch's own `ignore_index`)."""

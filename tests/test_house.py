@@ -38,6 +38,7 @@ WORDS = {
 
 DOORS = {
     "pydantic": ("recipe/", "resolve.py"),
+    "annotated_types": ("types.py",),
     "yaml": ("recipe/",),
     "transformers": ("tasks/text/", "students/", "export/folder.py"),
     "tokenizers": ("students/",),

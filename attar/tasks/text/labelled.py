@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from attar.store import key
 from attar.taps import tapped
 from attar.tasks.sampling import Batches
 from attar.tasks.text import networks, reading
+from attar.tasks.text.inventing import invent
 from attar.tasks.text.splitting import Split, split
-from attar.types import IGNORE, Batch, Knowledge
+from attar.types import IGNORE, Batch, Knowledge, Share
 
 
 class classification:  # noqa: N801  (a recipe names it, so it is spelled like the functions)
@@ -30,6 +32,8 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
     max_length: tokens of a text that a model sees
     labelled_per_class: keep so many labels a class; the rest becomes an unlabelled pool
     validation: share of the training data held out for every choice; none of it is trained on
+    invented: texts without a label added to the pool, as a multiple of the training texts: these
+        with words left out and spliced with one another
     """
 
     kind = "text.classification"
@@ -44,11 +48,15 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         max_length: int = 128,
         labelled_per_class: int | None = None,
         validation: float = 0.1,
+        invented: Share = 0.0,
     ) -> None:
         tables = reading.read(dataset, columns)
         if test is not None:
             tables |= reading.read(test, columns, only="test")
         found: Split = split(tables, seed, labelled_per_class, validation)
+        self._median = _typical([found.texts[row] for row in found.rows["train"]])
+        if invented:
+            found = found.with_pool(partial(invent, seed=seed), invented)
         self.classes = found.classes
         self.rows = found.rows
         self.notes = found.notes
@@ -61,7 +69,6 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         self._keys = [key(f"{max_length} {text}") for text in self._texts]
         self._tokenizer: Any = None
         self._encoded: dict[int, tuple[Any, dict[str, list[int]]]] = {}
-        self._median = self._typical()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -234,11 +241,13 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
             tuple(self._keys[row] for row in rows),
         )
 
-    def _typical(self) -> str:
-        ordered = sorted(self.texts, key=lambda text: (len(text.split()), len(text)))
-        if not ordered:
-            raise DataError("There is no training text left; lower `validation`.")
-        return ordered[len(ordered) // 2]
+
+def _typical(texts: Sequence[str]) -> str:
+    """The text of median length."""
+    ordered = sorted(texts, key=lambda text: (len(text.split()), len(text)))
+    if not ordered:
+        raise DataError("There is no training text left; lower `validation`.")
+    return ordered[len(ordered) // 2]
 
 
 def _macro_f1(predicted: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:

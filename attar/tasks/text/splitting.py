@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,26 @@ class Split:
     rows: dict[str, tuple[int, ...]]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def with_pool(self, invent: Callable[[Sequence[str], int], list[str]], share: float) -> Split:
+        """The same, its training texts joined by new ones without a label.
+
+        share: how many, as a multiple of the training texts
+        """
+        train = self.rows["train"]
+        new = invent([self.texts[row] for row in train], round(share * len(train)))
+        held = {self.texts[row] for part in ("validation", "test") for row in self.rows[part]}
+        new = [text for text in new if text not in held]
+        rows = range(len(self.texts), len(self.texts) + len(new))
+        blank = [IGNORE] * len(new)
+        return replace(
+            self,
+            texts=(*self.texts, *new),
+            labels=self.labels + blank,
+            shown=self.shown + blank,
+            rows=self.rows | {"train": (*train, *rows)},
+            notes=(*self.notes, f"{len(new)} texts without a label are invented from them."),
+        )
 
 
 def split(
