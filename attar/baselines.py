@@ -17,7 +17,10 @@ from attar.types import Batch, Lesson
 
 __all__ = ["label_smoothing", "labels_only", "pseudo_labels"]
 
-Scheme = Callable[[Iterable[Batch]], Iterable[Lesson]]
+Scheme = Callable[..., Iterable[Lesson]]
+"""From (batches, student, engine, steps) to lessons."""
+
+
 Loss = Callable[..., Tensor]
 
 
@@ -37,7 +40,7 @@ class Arm:
 
 def labels_only(loss: Loss) -> Arm:
     """The true labels alone: what the student reaches without anybody's help."""
-    return Arm("labels_only", "labelled", teach.alone, (distill.term(loss),))
+    return Arm("labels_only", "labelled", untaught, (distill.term(loss),))
 
 
 def label_smoothing(loss: Loss, *, smoothing: float = 0.1) -> Arm:
@@ -46,16 +49,21 @@ def label_smoothing(loss: Loss, *, smoothing: float = 0.1) -> Arm:
     smoothing: probability spread evenly over all classes
     """
     smoothed = distill.term(partial(loss, label_smoothing=smoothing))
-    return Arm("label_smoothing", "labelled", teach.alone, (smoothed,))
+    return Arm("label_smoothing", "labelled", untaught, (smoothed,))
 
 
 def pseudo_labels(loss: Loss, scheme: Scheme) -> Arm:
     """The teacher's hard answers in place of the labels nobody gave: is its softness worth more?"""
 
-    def hard(batches: Iterable[Batch]) -> Iterable[Lesson]:
-        return teach.pseudo_labels(scheme(batches))
+    def hard(*training: Any) -> Iterable[Lesson]:
+        return teach.pseudo_labels(scheme(*training))
 
     return Arm("pseudo_labels", "train", hard, (distill.term(loss),), needs_pool=True)
+
+
+def untaught(batches: Iterable[Batch], *_training: Any) -> Iterable[Lesson]:
+    """The scheme in which nobody teaches."""
+    return teach.alone(batches)
 
 
 class _Labelled(Protocol):

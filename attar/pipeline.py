@@ -5,80 +5,30 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attar import arms, distill, export, students, teach
-from attar.baselines import Arm, Scheme
+from attar.baselines import Arm, Scheme, untaught
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, RecipeError
 from attar.measure.comparing import emulated
-from attar.recipe import Piece, Recipe, Resolved, check, read
+from attar.recipe import Piece, Recipe
 from attar.report import Report
-from attar.resolve import ask, asks, compares
+from attar.resolve import ask, asks, chosen, compares
 from attar.results import Entry, assemble
 from attar.screen import Screen, Silent
+from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
 from attar.tasks.text import classification
 from attar.types import Batch, Knowledge, Lesson
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What stands before any model does: the recipe, its names looked up, its data read."""
-
-    recipe: Recipe
-    plan: Resolved
-    task: classification
-    engine: local
-    out: Path
-    cache: Path
-    screen: Screen
-    command: str
-
-
-@dataclass
-class Book:
-    """What a run writes down on its way."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
-    teacher: Path | None = None
-
-    def note(self, name: str, curve: arms.Curve) -> None:
-        """Write down how a training went."""
-        self.seconds[name] = curve.seconds
-        self.history[name] = curve.points
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """How the student is taught: terms, whose layers they read, and where lessons come from."""
-
-    terms: tuple[distill.Term, ...]
-    student_layers: tuple[str, ...]
-    teacher_layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Cast:
-    """A recipe's models before anything is trained, and how the student is to be taught.
-
-    trained: whether the teacher already knows the task
-    """
-
-    teacher: nn.Module | None
-    trained: bool
-    student: nn.Module
-    taught: Teaching
 
 
 def run(
@@ -116,33 +66,6 @@ def run(
     return assemble(here, book, entries, started)
 
 
-def begin(
-    recipe: Recipe | str | Path,
-    out: str | Path | None = None,
-    *,
-    overrides: Sequence[str] = (),
-    trust: bool = False,
-    screen: Screen | None = None,
-    command: str = "",
-) -> Setting:
-    """Every name of a recipe looked up and its data read; no model touched yet."""
-    name = "recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
-    paper = recipe if isinstance(recipe, Recipe) else read(recipe, overrides)
-    plan = check(paper, trust=trust)
-    folder = Path(out) if out is not None else Path("runs") / (paper.name or name)
-    screen = screen or Silent()
-    task = ask(plan.task.function, {"seed": paper.seed})
-    for note in task.notes:
-        screen.say(note)
-    screen.say(
-        f"Data: {task.size('train')} training texts ({task.size('labelled')} labelled), "
-        f"{task.size('validation')} for validation, {task.size('test')} to test, "
-        f"{len(task.classes)} classes."
-    )
-    engine = ask(plan.engine.function, {})
-    return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command)
-
-
 def _rehearse(here: Setting) -> None:
     """Meet what can go wrong before hours are spent: folders, models, layers, steps."""
     for folder in (here.out, here.cache):
@@ -154,23 +77,18 @@ def _rehearse(here: Setting) -> None:
             raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
-    list(baseline_arms(quiet, models.teacher, teach.alone))
+    list(baseline_arms(quiet, models.teacher, untaught))
     for step in here.plan.steps:
         given = {"steps", "epochs"} & set(step.function.keywords)
         if step.name == "distill" and len(given) != 1:
             raise RecipeError("The step distill needs either `steps` or `epochs`.")
 
 
-def cache_folder() -> Path:
-    """Where teachers and knowledge are kept between runs: $ATTAR_CACHE, or ~/.cache/attar."""
-    return Path(os.environ.get("ATTAR_CACHE", "~/.cache/attar")).expanduser()
-
-
 def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     """The teacher: loaded, or trained now, or found trained by an earlier run."""
     folder = teacher_kept(here)
     if here.plan.teacher is None or folder is None:
-        loaded = _as_it_is(here)[0]
+        loaded = _as_it_is(here, partial(_student_of, here))[0]
         return None if loaded is None else here.engine.prepare(loaded)
     make = here.plan.teacher.function
     torch.manual_seed(here.recipe.seed)
@@ -200,22 +118,61 @@ def teacher_kept(here: Setting) -> Path | None:
 
 def cast(here: Setting, book: Book) -> Cast:
     """The models as they are found, nothing trained or written: for a look ahead."""
-    teacher, trained = _as_it_is(here)
+    teacher, trained = _as_it_is(here, partial(_untrained, here))
     student = build_student(here, teacher)
     return Cast(teacher, trained, student, teaching(here, teacher, student, book))
 
 
-def _as_it_is(here: Setting) -> tuple[nn.Module | None, bool]:
-    """The teacher without training it, and whether it knows the task; if not, its head is new."""
+def _as_it_is(
+    here: Setting, student_of: Callable[[str], nn.Module]
+) -> tuple[nn.Module | None, bool]:
+    """The teacher without training it, and whether it knows the task; if not, its head is new.
+
+    student_of: gives the student of another recipe, which may be this one's teacher
+    """
     if here.plan.teacher is None:
         return None, False
     folder = teacher_kept(here)
     torch.manual_seed(here.recipe.seed)
     if folder is None:
-        given = {"task": here.task, "classes": list(here.task.classes), "load": here.task.load}
+        given = {
+            "task": here.task,
+            "classes": list(here.task.classes),
+            "load": here.task.load,
+            "student_of": student_of,
+        }
         return here.task.load(ask(here.plan.teacher.function, given)), True
     known = arms.found(folder, partial(_built, here))
     return (_built(here), False) if known is None else (known[0], True)
+
+
+def _student_of(here: Setting, recipe: str) -> nn.Module:
+    """The student of another recipe's first `distill` step, found trained or trained now."""
+    there, book = _other(here, recipe), Book()
+    _rehearse(there)
+    teacher = find_teacher(there, book)
+    student = build_student(there, teacher)
+    taught = teaching(there, teacher, student, book)
+    fill_store(there, teacher, taught, book)
+    step = next(step.function for step in there.plan.steps if step.name == "distill")
+    arm = Arm("student", "train", partial(lessons, there, teacher, taught), taught.terms)
+    return train_arm(there, arm, student, step, teacher, taught, book)
+
+
+def _untrained(here: Setting, recipe: str) -> nn.Module:
+    """The same student before its training, for a look ahead."""
+    return cast(replace(_other(here, recipe), screen=Silent()), Book()).student
+
+
+def _other(here: Setting, recipe: str) -> Setting:
+    """Another recipe, by this one's seed and in a folder beside its results."""
+    folder = here.out / "teachers" / Path(recipe).stem
+    there = begin(recipe, folder, overrides=[f"seed={here.recipe.seed}"], screen=here.screen)
+    if not any(step.name == "distill" for step in there.plan.steps):
+        raise RecipeError(f"{recipe} has no distill step, so it has no student that could teach.")
+    if there.task.classes != here.task.classes:
+        raise RecipeError(f"{recipe} has other classes than this recipe; its student can't teach.")
+    return there
 
 
 def _built(here: Setting) -> nn.Module:
@@ -225,12 +182,15 @@ def _built(here: Setting) -> nn.Module:
     return here.task.load(here.plan.teacher.function.keywords["model"], new_head=True)
 
 
-def build_student(here: Setting, teacher: nn.Module | None) -> nn.Module:
-    """The untrained student; without one in the recipe, the teacher itself is compressed."""
+def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = None) -> nn.Module:
+    """The untrained student; without one in the recipe, the teacher itself is compressed.
+
+    seed: of the weights that nothing gives; the recipe's where None
+    """
     if here.plan.student is None:
         assert teacher is not None
         return copy.deepcopy(teacher)
-    torch.manual_seed(here.recipe.seed)
+    torch.manual_seed(here.recipe.seed if seed is None else seed)
     student = ask(
         here.plan.student.function,
         {
@@ -247,16 +207,18 @@ def build_student(here: Setting, teacher: nn.Module | None) -> nn.Module:
 def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book: Book) -> Teaching:
     """The recipe's losses as terms, their layers paired, and the pairs written down and told."""
     terms, pairs = [], {}
+    alone = here.plan.teach is not None and teaches_itself(here.plan.teach)
+    who = student if alone else teacher
     for choice in here.plan.losses:
         function = choice.function
         if choice.name == "task":
             function = partial(function, here.task)
         layers = choice.layers
         kind = compares(function)
-        if teacher is not None and kind != "Logits" and not isinstance(layers, dict):
+        if who is not None and kind != "Logits" and not isinstance(layers, dict):
             batch = next(here.task.sweep("train", batch_size=2))
             run_once = partial(_run_once, here.task, batch)
-            layers = distill.pair(student, teacher, run_once, kind, layers or "auto")
+            layers = distill.pair(student, who, run_once, kind, layers or "auto")
         term = distill.term(function, choice.weight, layers=layers or None)  # type: ignore[arg-type]
         terms.append(term)
         if layers:
@@ -275,21 +237,56 @@ def _run_once(task: classification, batch: Batch, model: nn.Module) -> Knowledge
 
 
 def lessons(
-    here: Setting, teacher: nn.Module | None, taught: Teaching, batches: Iterable[Batch]
+    here: Setting,
+    teacher: nn.Module | None,
+    taught: Teaching,
+    batches: Iterable[Batch],
+    student: nn.Module,
+    engine: local,
+    steps: int,
 ) -> Iterable[Lesson]:
-    """The recipe's scheme over some batches; without a teacher, the labels alone."""
-    if teacher is None or here.plan.teach is None:
-        return teach.alone(batches)
+    """The recipe's scheme over some batches; where nobody can teach, the labels alone."""
+    if here.plan.teach is None or (teacher is None and not teaches_itself(here.plan.teach)):
+        return untaught(batches)
+    own = {} if teacher is None else {"facts": facts_of(here, teacher, taught)}
     return ask(  # type: ignore[no-any-return]
         here.plan.teach.function,
         {
             "batches": batches,
-            "teachers": [teacher],
+            "teachers": [] if teacher is None else [teacher],
+            "student": student,
             "forward": asking(here, taught),
-            "facts": facts_of(here, teacher, taught),
             "cache": here.cache,
-        },
+            "engine": engine,
+            "classes": here.task.classes,
+            "load": here.task.load,
+            "make": partial(_peer, here, teacher),
+            "judge": _judge(here, taught),
+            "steps": steps,
+        }
+        | own,
     )
+
+
+def teaches_itself(scheme: Piece) -> bool:
+    """Whether a scheme needs no teacher: the student, its peers or the labels teach."""
+    return "teachers" not in asks(scheme.function)
+
+
+def _peer(here: Setting, teacher: nn.Module | None, number: int) -> nn.Module:
+    """Another student of the same make, begun by a seed of its own."""
+    return build_student(here, teacher, here.recipe.seed + 1000 * number)
+
+
+def _judge(here: Setting, taught: Teaching) -> Callable[[Knowledge, Lesson], Tensor]:
+    """What a peer's answers cost: the recipe's losses over logits, beside the true labels."""
+    terms = [term for term in taught.terms if not term.layers] or [distill.term(here.task.loss)]
+
+    def judge(knowledge: Knowledge, lesson: Lesson) -> Tensor:
+        cost: Tensor = distill.Objective(terms, knowledge, lesson.teacher)(knowledge, lesson)[0]
+        return cost
+
+    return judge
 
 
 def asking(here: Setting, taught: Teaching) -> Any:
@@ -310,6 +307,11 @@ def facts_of(here: Setting, teacher: nn.Module, taught: Teaching) -> dict[str, A
     }
 
 
+def how_kept(scheme: Piece) -> dict[str, Any]:
+    """What a store keeps of an answer, as the scheme's options say."""
+    return {name: chosen(scheme.function, name) for name in ("top", "features")}
+
+
 def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book: Book) -> None:
     """Ask the teacher once for everything that training will need, where the scheme keeps it."""
     if teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
@@ -319,8 +321,9 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
     start = time.monotonic()
     folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
     total, done = here.task.size("train"), 0
+    facts, kept = facts_of(here, teacher, taught), how_kept(here.plan.teach)
     with (
-        teach.open_store(folder, teacher, facts_of(here, teacher, taught)) as known,
+        teach.open_store(folder, teacher, facts, **kept) as known,
         here.screen.bar("Asking the teacher") as advance,
     ):
 
@@ -428,8 +431,10 @@ def arm_folder(
     facts += [fingerprint(student), here.task.preprocessing(student), here.engine.precision]
     # Weights don't tell everything: heads and dropout leave their shapes as they are.
     facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
+    if arm.part == "train":
+        facts += [said["teach"]]
     if arm.part == "train" and teacher is not None:
-        facts += [facts_of(here, teacher, taught), fingerprint(teacher), said["teach"]]
+        facts += [facts_of(here, teacher, taught), fingerprint(teacher)]
     return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
 
 
@@ -448,9 +453,9 @@ def fit(
     def course(batch_size: int) -> tuple[Iterable[Lesson], int]:
         batches = here.task.batches(arm.part, batch_size=batch_size)
         # Every arm takes the steps of the student's epochs, however small its own part is.
-        return arm.scheme(engine.feed(batches)), len(
-            here.task.batches("train", batch_size=batch_size)
-        )
+        epoch = len(here.task.batches("train", batch_size=batch_size))
+        steps = chosen(step, "steps") or round((chosen(step, "epochs") or 0) * epoch)
+        return arm.scheme(engine.feed(batches), student, engine, steps), epoch
 
     layers = taught.student_layers if arm.losses == taught.terms else ()
     given = {

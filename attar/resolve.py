@@ -34,7 +34,7 @@ from attar.errors import RecipeError, nearest
 Function = Callable[..., Any]
 Room = str | Sequence[str]
 
-KINDS = ("Logits", "Features", "Attentions", "Projections")
+KINDS = ("Logits", "Features", "Attentions", "Projections", "Maps", "Rows", "Stages")
 """What a loss can compare; it says which by how it annotates its parameter `student`."""
 
 
@@ -221,17 +221,22 @@ def compares(function: Function) -> str:
     """Which part of the knowledge a loss compares: one of `KINDS`, `Logits` unless it says so.
 
     It is read off the annotation of the parameter `student` as it is written, never evaluated; of
-    a class, and of an object that is called, off its `__call__`.
+    a class, and of an object that is called, off the first of its `__init__`, `forward` and
+    `__call__` that says so.
     """
     function = _whole(function)
-    if inspect.isclass(function):
-        function = function.__call__
-    elif not inspect.isroutine(function):
-        function = type(function).__call__
-    annotation = inspect.get_annotations(function).get("student", "")
+    codes: list[Any] = [function]
+    if not inspect.isroutine(function):
+        owner = function if inspect.isclass(function) else type(function)
+        known = dict(inspect.getmembers(owner, inspect.isfunction))
+        codes = [known[name] for name in ("__init__", "forward", "__call__") if name in known]
+    said = (_kind(inspect.get_annotations(code).get("student", "")) for code in codes)
+    return next((kind for kind in said if kind in KINDS), "Logits")
+
+
+def _kind(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    kind = text.rpartition(".")[2]
-    return kind if kind in KINDS else "Logits"
+    return text.rpartition(".")[2]
 
 
 def name_of(function: Function) -> str:

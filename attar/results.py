@@ -23,7 +23,7 @@ from attar.measure.memory import finished
 from attar.report import Report, Row, verdict
 
 if TYPE_CHECKING:
-    from attar.pipeline import Book, Setting
+    from attar.setting import Book, Setting
 
 PARTS = ("train", "labelled", "validation", "test")
 LIBRARIES = ("attar", "torch", "transformers", "onnx", "onnxruntime", "scikit-learn", "numpy")

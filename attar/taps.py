@@ -5,12 +5,13 @@ A place to read is written `PATH`, `PATH[INDEX]` or either with `@POOL` behind i
     bert.encoder.layer.5              what the module gives (its first tensor)
     bert.encoder.layer.5.attention.self[1]    the second of the tensors it gives
     bert.encoder.layer.5@mean         its mean over the real tokens; `@first` takes the first token
+    bert.encoder.layer.5@time         all its tokens, to be compared with another number of them
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from attar.errors import LayerError, nearest
+from attar.types import Knowledge
 
-POOLS = ("mean", "first")
+POOLS = ("mean", "first", "time")
+"""What may stand behind a path; `time` pools nothing, and aligns when two layers are compared."""
+
+TIME = "@time"
+
 _PLACE = re.compile(r"^(?P<path>[^\[\]@]*)(?:\[(?P<index>\d+)\])?(?:@(?P<pool>\w+))?$")
 
 
@@ -68,14 +74,19 @@ def pooled(feature: Tensor, mask: Tensor | None, pool: str | None) -> Tensor:
     """A (rows, length, width) activation pooled to (rows, width) over its real tokens.
 
     What has no tokens any more stays as it is; maps (rows, channels, height, width) are pooled over
-    their places. Raises LayerError where the mask (rows, length) is of other tokens.
+    their places. Raises LayerError where the mask (rows, length) is of other tokens, and for the
+    first token of maps.
     """
-    if pool is None or feature.dim() < 3:
+    if pool in (None, "time") or feature.dim() < 3:
         return feature
+    if feature.dim() > 3 and pool == "mean":
+        return feature.flatten(2).mean(2)
+    if feature.dim() > 3:
+        raise LayerError(
+            f"Maps of shape {tuple(feature.shape)} have no first token; pool them with @mean."
+        )
     if pool == "first":
         return feature[:, 0]
-    if feature.dim() > 3:
-        return feature.flatten(2).mean(2)
     if mask is None:
         return feature.mean(1)
     if mask.shape != feature.shape[:2]:
@@ -138,3 +149,26 @@ def tapped(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def knowledge_of(model: nn.Module, inputs: Any, layers: Iterable[str] = ()) -> Knowledge:
+    """What any model makes of its inputs, in a training loop of one's own.
+
+    inputs: one tensor, several in a tuple, or a mapping of them by the names that the model's
+        `forward` gives them; `attention_mask` among these is the mask
+    layers: what to read beside the logits, which are what the model calls so, else what it gives
+        first
+    Raises LayerError where a path names nothing, or the model gave no tensor.
+    """
+    named = isinstance(inputs, Mapping)
+    with tapped(model, [*layers]) as heard:
+        if named:
+            output = model(**inputs)
+        else:
+            output = model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+    called = isinstance(output, Mapping) and "logits" in output
+    logits = output["logits"] if called else first_tensor(output)
+    if logits is None:
+        raise LayerError(f"{type(model).__name__} gave no tensor to learn from.")
+    mask = inputs["attention_mask"] if named and "attention_mask" in inputs else None
+    return Knowledge(logits, heard(mask), mask)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
-from attar import distill, teach
+from attar import arms, distill, teach
 from attar.distill.loop import Watch
 from attar.distill.pairing import blocks
 from attar.engine import local
 from attar.errors import ModelError
+from attar.losses import response
+from attar.screen import Silent
 from attar.tasks.text import classification
 from attar.types import Count, Positive
 
-__all__ = ["finetune", "load"]
+__all__ = ["born_again", "distilled", "finetune", "load"]
 
 
 def load(task: classification, *, model: str) -> nn.Module:
@@ -29,6 +34,108 @@ def load(task: classification, *, model: str) -> nn.Module:
             "first with `teacher: {finetune: {model: ...}}`."
         )
     return teacher
+
+
+def distilled(student_of: Callable[[str], nn.Module], *, recipe: str) -> nn.Module:
+    """The student of another recipe: an assistant between a big teacher and a small student.
+
+    Recipes may stand in a chain of any length; each step is kept and found again.
+
+    recipe: the file of the recipe whose student teaches here
+    Source: Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020.
+    """
+    return student_of(recipe)
+
+
+def born_again(
+    task: classification,
+    engine: local,
+    watch: Watch | None = None,
+    *,
+    model: str,
+    generations: int = 2,
+    epochs: Positive = 10,
+    lr: Positive = 1e-4,
+    batch_size: Count = 16,
+    train: Literal["all", "head"] | int = "all",
+) -> nn.Module:
+    """A network trained on the labels, then again and again by the one before it.
+
+    Every generation begins from the same pretrained weights and takes as many steps; from the
+    second on it learns the labels that are known and what the one before says of every text.
+
+    model: folder, hub name or `package:NAME`
+    generations: how many are trained, the first by the labels alone
+    epochs, lr, batch_size, train: of each generation, as in `finetune`
+    Source: Furlanello et al., Born-Again Neural Networks, ICML 2018.
+    Raises ModelError where fewer than 2 generations are asked for.
+    """
+    if generations < 2:
+        raise ModelError(f"born_again needs at least 2 generations, not {generations}.")
+    first = partial(finetune, model=model, epochs=epochs, lr=lr, batch_size=batch_size, train=train)
+    build = partial(task.load, model, new_head=True)
+    steps = round(epochs * len(task.batches("labelled", batch_size=batch_size)))
+    teacher: nn.Module | None = None
+    for number in range(generations):
+        heard = _within(watch, number * steps, generations * steps)
+        learn = (
+            partial(_again, task, build, teacher, heard, first.keywords, steps)
+            if teacher is not None
+            else lambda here, curve: first(task, here, _both(curve, heard))  # noqa: B023
+        )
+        folder = (engine.folder or Path()) / f"generation-{number}"
+        teacher, _, _ = arms.trained("generation", folder, engine, Silent(), build, learn)
+    assert teacher is not None
+    return teacher
+
+
+def _again(
+    task: classification,
+    build: Callable[[], nn.Module],
+    teacher: nn.Module,
+    heard: Watch,
+    options: Mapping[str, Any],
+    steps: int,
+    engine: local,
+    curve: Watch,
+) -> nn.Module:
+    """One more generation, taught by the one before it."""
+
+    def course(size: int) -> tuple[object, int]:
+        batches = task.batches("train", batch_size=size)
+        return teach.online(engine.feed(batches), [teacher], task.forward), len(batches)
+
+    student = build()
+    return distill.train(
+        student,
+        course,  # type: ignore[arg-type]
+        [distill.term(task.loss), distill.term(response.kl)],
+        task.forward,
+        engine,
+        watch=_both(curve, heard),
+        steps=steps,
+        batch_size=options["batch_size"],
+        lr=options["lr"],
+        rates=rates(student, len(task.classes), options["train"], 10.0),
+    )
+
+
+def _both(one: Watch, other: Watch) -> Watch:
+    def watch(record: Mapping[str, Any]) -> None:
+        one(record)
+        other(record)
+
+    return watch
+
+
+def _within(watch: Watch | None, before: int, total: int) -> Watch:
+    """The watch of one generation, told as a part of all of them."""
+
+    def told(record: Mapping[str, Any]) -> None:
+        if watch is not None:
+            watch({**record, "step": before + record["step"], "steps": total})
+
+    return told
 
 
 def finetune(

@@ -43,6 +43,16 @@ class Batch:
         """Some of the rows, as a batch."""
         return Batch(self.inputs[start:stop], self.labels[start:stop], self.keys[start:stop])
 
+    def some(self, positions: Sequence[int]) -> Batch:
+        """Chosen rows, in the order given, as a batch."""
+        chosen = list(positions)
+        inputs = (
+            self.inputs[chosen]
+            if isinstance(self.inputs, Tensor)
+            else tuple(self.inputs[n] for n in chosen)
+        )
+        return Batch(inputs, self.labels[chosen], tuple(self.keys[n] for n in chosen))
+
 
 @dataclass(frozen=True)
 class Knowledge:

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from attar import export, forecast, measure, pipeline
 from attar.errors import LayerError
 from attar.forecast import Forecast, Stage
-from attar.pipeline import Book, Setting
+from attar.setting import Book, Setting, begin
 
 CLASSES, WIDTH = 4, 16
 WORDS = [f"w{n}" for n in range(20)]
@@ -75,7 +75,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def setting(world: Path, *overrides: str) -> Setting:
-    return pipeline.begin(world / "recipe.yaml", overrides=overrides)
+    return begin(world / "recipe.yaml", overrides=overrides)
 
 
 def foreseen(world: Path, *overrides: str) -> Forecast:

@@ -19,9 +19,10 @@ from attar.baselines import Arm
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
-from attar.pipeline import Book, arm_folder, baseline_arms, begin, cast, lessons, run
+from attar.pipeline import arm_folder, baseline_arms, cast, lessons, run
 from attar.recipe import read
 from attar.screen import Silent
+from attar.setting import Book, begin
 
 SAID: dict[str, Any] = {
     "teacher": {"finetune": {"epochs": 1, "batch_size": 8}},

@@ -39,6 +39,9 @@ FILES = {
             '''
         def dkd(student, teacher, labels, *, alpha: float): ...
         def entropy(student): ...
+        def soft(student, teacher, *, heat: Annotated[float, Gt(0)] = 1.0): ...
+        class crd:
+            def __init__(self, student, teacher, *, temperature: float = 0.1): ...
         """,
     "schedules": """
         def linear(progress, *, start: float = 0.0, end: float = 1.0) -> float:
@@ -99,6 +102,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("rooms")
     (folder / "paper_rooms").mkdir()
     head = "from __future__ import annotations\nfrom pathlib import Path\nfrom typing import *\n"
+    head += "from annotated_types import Gt\n"
     for name, text in FILES.items():
         body = head + text.replace("\n        ", "\n")
         (folder / "paper_rooms" / f"{name}.py").write_text(body)
@@ -151,6 +155,51 @@ def test_the_task_of_a_function_is_what_the_function_says_it_makes() -> None:
     found = check(read(text), MODULES)
     assert found.losses[0].function.func is sys.modules["paper_rooms.tasks"].text.loss
     assert found.losses[0].function.keywords == {"smoothing": 0.1}
+
+
+def test_an_option_of_a_loss_may_be_a_schedule() -> None:
+    text = "losses: [kl: {weight: 2, temperature: {linear: {start: 4, end: 1}}}]"
+    (kl,) = check(read(text_of(text)), MODULES).losses
+    assert kl.function.func is sys.modules["paper_rooms.losses"].kl
+    temperature = kl.function.keywords["temperature"]
+    assert [temperature(share) for share in (0.0, 0.5, 1.0)] == [4.0, 2.5, 1.0]
+    assert kl.weight == 2
+    (task,) = check(read(text_of("losses: [task: {smoothing: {linear: }}]")), MODULES).losses
+    assert task.function.keywords["smoothing"](0.25) == 0.25
+
+
+def test_an_option_that_a_recipe_requires_may_be_a_schedule_too() -> None:
+    (dkd,) = check(read(text_of("losses: [dkd: {alpha: {linear: {end: 3}}}]")), MODULES).losses
+    assert dkd.function.keywords["alpha"](0.5) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("losses:\n  - kl: {temperature: {linaer: {start: 4}}}",
+         "x.yaml:3: 'linaer' is not in paper_rooms.schedules; did you mean 'linear'?"),
+        ("losses:\n  - kl: {temperature: {linear: {stop: 4}}}",
+         "x.yaml:3: linear has no option 'stop'; choose from: end, start"),
+        ("losses:\n  - kl: {temperature: {linear: 4}}",
+         "x.yaml:3: option 'temperature' of kl must be float, not {'linear': 4}"),
+        ("losses:\n  - kl: {temprature: {linear: {start: 4}}}",
+         "x.yaml:3: kl has no option 'temprature'; did you mean 'temperature'?"),
+        ("losses:\n  - soft: {heat: {linear: {start: 4, end: 0}}}",
+         "x.yaml:3: option 'heat' of soft must be float, not 0.0 (Input should be greater than 0)"),
+        ("losses:\n  - crd: {temperature: {linear: {start: 4}}}",
+         "x.yaml:3: crd is built once: its option 'temperature' can't be a schedule, its weight "
+         "can"),
+        ("steps:\n  - distill: {lr: {linear: {start: 4}}}",
+         "x.yaml:3: option 'lr' of distill must be float, not {'linear': {'start': 4}}"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_can_not_be_followed_is_told_with_its_line(
+    file: Callable[[str], Path], part: str, sentence: str
+) -> None:
+    recipe = read(file(text_of(part)))
+    with pytest.raises(RecipeError) as caught:
+        check(recipe, MODULES)
+    assert told(caught) == sentence
 
 
 WRONG = [

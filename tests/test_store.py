@@ -7,9 +7,6 @@ import json
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from attar.errors import StoreError
 from attar.store import MANIFEST, STALE, Store, fingerprint, key
+from attar.store.shards import Shard
 from attar.types import Knowledge
 
 TEACHER = {
@@ -217,33 +215,10 @@ def test_a_shard_of_nothing_but_empty_texts_can_be_read(tmp_path: Path) -> None:
     assert got.features["encoder.3"].shape == (2, 0, 4)
 
 
-def test_sixteen_bits_err_by_less_than_a_thousandth_and_can_be_thirty_two(tmp_path: Path) -> None:
-    put = pooled(50)
-    errors = {}
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        with Store.open(tmp_path / str(dtype), TEACHER, feature_dtype=dtype) as store:
-            store.put(keys_of(50), put)
-        got = Store.open(tmp_path / str(dtype), TEACHER).get(keys_of(50)).features["pooler"]
-        errors[dtype] = float(((got - put.features["pooler"]) / put.features["pooler"]).abs().max())
-    assert errors[torch.float32] == 0
-    assert 0 < errors[torch.float16] < 2**-10
-    assert errors[torch.float16] < errors[torch.bfloat16] < 2**-7
-
-
-def test_shards_of_different_precision_are_read_together(tmp_path: Path) -> None:
-    put = pooled(4)
-    for row, dtype in enumerate((torch.float16, torch.float32, torch.bfloat16, torch.float16)):
-        with Store.open(tmp_path, TEACHER, feature_dtype=dtype) as store:
-            store.put([keys_of(4)[row]], put.rows(row, row + 1))
-    got = Store.open(tmp_path, TEACHER).get(keys_of(4))
-    assert torch.allclose(got.features["pooler"], put.features["pooler"], rtol=2**-7)
-    assert torch.equal(got.features["pooler"][1], put.features["pooler"][1])
-
-
 def test_changing_a_tensor_after_it_was_put_changes_nothing(tmp_path: Path) -> None:
     put = pooled(3)
     logits = put.logits.clone()
-    with Store.open(tmp_path, TEACHER, feature_dtype=torch.float32) as store:
+    with Store.open(tmp_path, TEACHER, features="fp32") as store:
         store.put(keys_of(3), put)
         put.logits.zero_()
         assert torch.equal(store.get(keys_of(3)).logits, logits)
@@ -331,15 +306,6 @@ def test_another_teacher_is_refused_by_the_first_fact_that_differs(
     assert sentence in str(refusal.value)
     assert str(tmp_path) in str(refusal.value)
     assert "choose another folder" in str(refusal.value)
-
-
-def test_another_version_of_the_format_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(tmp_path)
-    monkeypatch.setattr("attar.store.VERSION", 2)
-    with pytest.raises(StoreError, match="version is 1 there and 2 here"):
-        Store.open(tmp_path, TEACHER)
 
 
 def test_the_same_teacher_told_in_another_order_is_welcome(tmp_path: Path) -> None:
@@ -439,7 +405,7 @@ def test_a_value_too_large_for_its_dtype_is_refused(tmp_path: Path) -> None:
     put = Knowledge(torch.zeros(1, 3), {"pooler": torch.tensor([[1e5]])})
     with pytest.raises(StoreError, match=r"feature:pooler has values beyond 65504"):
         Store.open(tmp_path, TEACHER).put([key("a")], put)
-    wide = Store.open(tmp_path, TEACHER, feature_dtype=torch.float32)
+    wide = Store.open(tmp_path / "wide", TEACHER, features="fp32")
     wide.put([key("a")], put)
     assert float(wide.get([key("a")]).features["pooler"]) == 1e5
 
@@ -526,66 +492,6 @@ def test_a_deleted_manifest_is_written_again(tmp_path: Path) -> None:
 
 # crashes, full disks, company
 
-WRITER = """
-import sys, time
-from pathlib import Path
-import torch
-from attar.store import Store, key
-from attar.types import Knowledge
-
-torch.set_num_threads(1)
-folder, prefix, rows, linger = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-keys = [key(f"{prefix} {row}") for row in range(rows)]
-with Store.open(folder, {"weights": "w"}, shard_rows=10) as store:
-    missing = store.missing(keys)
-    print(len(missing), flush=True)
-    for row in missing:
-        time.sleep(0.001)
-        value = torch.full((1, 50), float(row))
-        store.put([keys[row]], Knowledge(value, {"deep": value[:, :3]}))
-        print(row, flush=True)
-    if linger == "linger":
-        sys.stdin.read()
-"""
-
-
-def writer(folder: Path, prefix: str, rows: int, linger: bool = False) -> subprocess.Popen[str]:
-    """A process that puts rows; one that lingers never ends by itself."""
-    arguments = [str(folder), prefix, str(rows), "linger" if linger else "end"]
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, *arguments],
-        cwd=Path(__file__).parent.parent,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_killed_writer_loses_at_most_one_shard_and_resumes(tmp_path: Path) -> None:
-    rows, asked, known = 100, 0, 0
-    for kill_after in (random.randint(1, 30), random.randint(10, 30), 9, None):
-        with writer(tmp_path, "text", rows, linger=kill_after is not None) as process:
-            assert process.stdout is not None
-            missing = int(process.stdout.readline())
-            assert rows - missing > known - 10
-            answered = 0
-            for _ in range(min(missing, kill_after or rows)):
-                answered += process.stdout.readline() != ""
-            if kill_after is not None:
-                process.kill()
-            answered += len(process.stdout.readlines())
-        assert process.returncode == (0 if kill_after is None else -signal.SIGKILL)
-        known, asked = rows - missing + answered, asked + answered
-    assert rows <= asked + 3  # killed between an answer and its being told
-    assert asked <= rows + 3 * 10
-    store = Store.open(tmp_path, {"weights": "w"})
-    assert store.missing(keys_of(rows)) == []
-    expected = torch.arange(100.0)[:, None]
-    got = store.get(keys_of(rows))
-    assert torch.equal(got.logits, expected.expand(-1, 50))
-    assert torch.equal(got.features["deep"], expected.expand(-1, 3))
-    assert store.verify() == len(shards(tmp_path))
-
 
 def test_a_crash_at_any_step_of_writing_leaves_a_store_that_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -625,20 +531,6 @@ def test_temporary_files_are_ignored_and_removed_when_old(tmp_path: Path) -> Non
     assert young.exists()
     assert others.exists()
     assert not old.exists()
-
-
-def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
-    processes = [writer(tmp_path, prefix, 60) for prefix in ("left", "right")]
-    for process in processes:
-        _, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-    store = Store.open(tmp_path, {"weights": "w"})
-    assert len(store) == 120
-    for prefix in ("left", "right"):
-        got = store.get(keys_of(60, prefix)).logits[:, 0]
-        assert torch.equal(got, torch.arange(60.0))
-    assert store.verify() >= 12
-    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_what_another_wrote_is_seen_on_refresh(tmp_path: Path) -> None:
@@ -743,7 +635,8 @@ def test_info_tells_what_lies_where(tmp_path: Path) -> None:
     assert info["bytes"] == store.bytes == sum(path.stat().st_size for path in shards(tmp_path))
     assert info["form"] == {"keys": [16], "logits": [3], "feature:pooler": [4]}
     assert info["teacher"] == TEACHER
-    assert info["version"] == 1
+    assert info["version"] == 2
+    assert info["kept"] == {"logits": "fp32", "top": None, "features": "fp16"}
 
 
 def test_nothing_asked_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -756,13 +649,13 @@ def test_a_shard_is_hashed_once_and_only_when_its_rows_are_asked(
 ) -> None:
     keys, _ = filled(tmp_path, rows=6, shard_rows=3)
     hashed: list[Path] = []
-    whole = Store.open(tmp_path, TEACHER)._index[bytes.fromhex(keys[0])][0].__class__.whole
+    whole = Shard.whole
 
-    def counted(shard: Any) -> bool:
+    def counted(shard: Shard) -> bool:
         hashed.append(shard.path)
         return whole(shard)
 
-    monkeypatch.setattr("attar.store._Shard.whole", counted)
+    monkeypatch.setattr(Shard, "whole", counted)
     store = Store.open(tmp_path, TEACHER)
     assert hashed == []
     for _ in range(3):

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import LayerError
-from attar.taps import Place, evaluating, first_tensor, module_at, place, pooled, tapped
+from attar.taps import (
+    Place,
+    evaluating,
+    first_tensor,
+    knowledge_of,
+    module_at,
+    place,
+    pooled,
+    tapped,
+)
 from attar.types import IGNORE, Batch, Knowledge
 
 ROWS, LENGTH, WIDTH = 3, 4, 5
@@ -55,6 +64,7 @@ def hooks(model: nn.Module) -> int:
         ("a.layer.5[1]", Place("a.layer.5", 1, None)),
         ("a.layer.5@mean", Place("a.layer.5", 0, "mean")),
         ("a.layer.5[12]@first", Place("a.layer.5", 12, "first")),
+        ("a.layer.5@time", Place("a.layer.5", 0, "time")),
         ("", Place("", 0, None)),
         ("@mean", Place("", 0, "mean")),
     ],
@@ -115,6 +125,16 @@ def test_pooling_leaves_what_has_no_tokens_and_averages_maps_over_their_places()
     assert pooled(flat, torch.ones(2, 3), "mean") is flat
     expected = maps.numpy().reshape(2, 3, 20).mean(2)
     np.testing.assert_allclose(pooled(maps, None, "mean").numpy(), expected, rtol=1e-6)
+
+
+def test_what_is_to_be_compared_in_time_keeps_all_its_tokens() -> None:
+    for feature in (torch.rand(2, 3, 4), torch.rand(2, 7), torch.rand(2, 3, 4, 5)):
+        assert pooled(feature, torch.ones(2, 3), "time") is feature
+
+
+def test_a_map_has_no_first_token() -> None:
+    with pytest.raises(LayerError, match=r"shape \(2, 3, 4, 5\) have no first token.*@mean"):
+        pooled(torch.rand(2, 3, 4, 5), None, "first")
 
 
 def test_pooling_over_other_tokens_than_the_masks_is_refused() -> None:
@@ -189,6 +209,49 @@ def test_taps_are_gone_afterwards_even_if_the_model_failed() -> None:
     with pytest.raises(RuntimeError), tapped(network, ["blocks.0", "head"]):
         network(torch.rand(ROWS, LENGTH, WIDTH + 1))
     assert hooks(network) == 0
+
+
+class Named(nn.Module):
+    """Gives a loss before its logits, as `transformers` do, or whatever it is made for."""
+
+    def __init__(self, *, gives: str) -> None:
+        super().__init__()
+        self.gives, self.dense = gives, nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Any:
+        logits = self.dense(x).mean(1)
+        if attention_mask is not None:
+            logits = logits * attention_mask.sum(1, keepdim=True)
+        return {
+            "tensor": logits,
+            "tuple": (logits, x),
+            "named": OrderedDict(loss=logits.sum(), logits=logits),
+            "first": OrderedDict(answer=logits, other=x),
+            "nothing": None,
+        }[self.gives]
+
+
+@pytest.mark.parametrize("gives", ["tensor", "tuple", "named", "first"])
+def test_the_knowledge_of_any_model_is_its_logits_and_the_layers_asked_for(gives: str) -> None:
+    model, x = Named(gives=gives), torch.rand(ROWS, LENGTH, WIDTH)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    plain = knowledge_of(model, x, ["dense", "dense@mean"])
+    torch.testing.assert_close(plain.logits, model.dense(x).mean(1))
+    assert plain.mask is None
+    assert list(plain.features) == ["dense", "dense@mean"]
+    torch.testing.assert_close(plain.features["dense@mean"], model.dense(x).mean(1))
+    for inputs in ((x, mask), [x, mask], {"x": x, "attention_mask": mask}):
+        masked = knowledge_of(model, inputs)
+        torch.testing.assert_close(masked.logits, plain.logits * mask.sum(1, keepdim=True))
+        assert (masked.mask is mask) == isinstance(inputs, dict)
+    named = knowledge_of(model, {"x": x, "attention_mask": mask}, ["dense@mean"])
+    expected = pooled(model.dense(x), mask, "mean")
+    torch.testing.assert_close(named.features["dense@mean"], expected)
+
+
+def test_a_model_that_gives_no_tensor_is_named() -> None:
+    with pytest.raises(LayerError, match="Named gave no tensor to learn from"):
+        knowledge_of(Named(gives="nothing"), torch.rand(ROWS, LENGTH, WIDTH))
 
 
 def modes(model: nn.Module) -> list[bool]:

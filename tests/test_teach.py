@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attar import teach
 from attar.engine import local
-from attar.errors import RecipeError
+from attar.errors import RecipeError, StoreError
 from attar.resolve import ask, asks, names
 from attar.taps import tapped
 from attar.types import IGNORE, Batch, Knowledge, Lesson
@@ -102,7 +102,16 @@ class House:
             "cache": self.folder,
             "engine": local(precision="fp32", device="cpu"),
         }
+        if name == "stored":
+            options = {"store": self.filled(), **options}
         return ask(partial(SCHEMES[name], **options), available)  # type: ignore[no-any-return]
+
+    def filled(self, **options: Any) -> str:
+        """A folder that holds a store of all the teacher knows."""
+        folder, facts = self.folder / "alone", {"max_length": 5, "classes": ["a", "b", "c"]}
+        with teach.open_store(folder, self.teacher, facts, **options) as known:
+            teach.fill(known, epochs(1), self.teacher, Asked())
+        return str(folder)
 
 
 @pytest.fixture
@@ -122,7 +131,7 @@ every_teacher = pytest.mark.parametrize("name", WITH_TEACHER)
 
 
 def test_the_room_has_the_schemes_it_says() -> None:
-    assert {"alone", "offline", "online"} <= SCHEMES.keys()
+    assert {"alone", "offline", "online", "stored"} <= SCHEMES.keys()
     assert {"offline", "online"} <= set(WITH_TEACHER)
 
 
@@ -321,6 +330,36 @@ def test_other_facts_are_another_teacher(house: House) -> None:
         assert len(house.forward.rows) == asked, facts
 
 
+def test_offline_keeps_as_exactly_as_it_is_told_and_each_way_by_itself(house: House) -> None:
+    house.batches = list(epochs(1))
+    live = list(house.lessons("online"))
+    for options, error in (({"features": "int8"}, 0.01), ({"top": 2}, 1e-3), ({}, 1e-3)):
+        house.forward = Asked()
+        for again in range(2):
+            kept = list(house.lessons("offline", **options))
+            assert len(house.forward.rows) == ROWS, again
+        for one, other in zip(live, kept, strict=True):
+            assert one.teacher is not None
+            assert other.teacher is not None
+            # Of three classes the third has all that two leave, so nothing is lost.
+            torch.testing.assert_close(one.teacher.logits, other.teacher.logits, atol=1e-5, rtol=0)
+            for path in LAYERS:
+                given, wanted = real(other.teacher, path), real(one.teacher, path)
+                torch.testing.assert_close(given, wanted, atol=error, rtol=0)
+    names = {folder.name.partition("-")[2] for folder in (house.folder / "knowledge").iterdir()}
+    assert names == {"", "top2", "int8"}
+
+
+def test_a_store_that_is_kept_in_its_own_way_is_found_by_it(house: House) -> None:
+    assert teach.found_store(house.folder, house.teacher, {}) is None
+    with teach.open_store(house.folder, house.teacher, {}, top=2, features="bf16") as known:
+        teach.fill(known, epochs(1), house.teacher, house.forward)
+    assert teach.found_store(house.folder, house.teacher, {}) is None
+    found = teach.found_store(house.folder, house.teacher, {}, top=2, features="bf16")
+    assert found is not None
+    assert len(found) == ROWS
+
+
 def test_filling_a_store_asks_for_what_it_lacks_and_tells_how_far_it_is(house: House) -> None:
     told: list[int] = []
     with teach.open_store(house.folder, house.teacher, {}) as known:
@@ -345,6 +384,66 @@ def test_rows_of_a_tensor_can_be_asked_for_one_by_one(tmp_path: Path) -> None:
     assert asked == [[2.0], [0.0, 4.0, 6.0]]
     assert lessons[1].teacher is not None
     assert lessons[1].teacher.logits.shape == (4, 3)
+
+
+# --- stored
+
+
+def test_stored_gives_what_offline_gives_without_the_teacher(house: House) -> None:
+    house.batches = list(epochs(1))
+    kept = list(house.lessons("offline"))
+    assert "teachers" not in asks(SCHEMES["stored"])
+    for one, other in zip(kept, house.lessons("stored"), strict=True):
+        assert one.teacher is not None
+        assert other.teacher is not None
+        assert torch.equal(one.teacher.logits, other.teacher.logits)
+        for path in LAYERS:
+            assert torch.equal(one.teacher.features[path], other.teacher.features[path])
+
+
+def test_stored_names_the_example_that_is_missing(house: House) -> None:
+    house.batches = [batch_of([3]), replace(batch_of([3, 4]), keys=("ab" * 16, "cd" * 16))]
+    lessons = house.lessons("stored")
+    next(lessons)
+    with pytest.raises(StoreError) as refusal:
+        next(lessons)
+    assert f"knows nothing of the example ({text(3)[0]}" in str(refusal.value)
+    assert "ab" * 16 in str(refusal.value)
+    assert "teach: offline" in str(refusal.value)
+
+
+def test_stored_sees_what_another_process_answers_meanwhile(house: House) -> None:
+    folder = Path(house.filled()) / "more"
+    with teach.open_store(folder, house.teacher, {"max_length": 5}) as known:
+        teach.fill(known, [batch_of([0])], house.teacher, Asked())
+        lessons = teach.stored([batch_of([0]), batch_of([1])], store=str(folder))
+        next(lessons)
+        teach.fill(known, [batch_of([1])], house.teacher, Asked())
+        assert next(lessons).teacher is not None
+
+
+@pytest.mark.parametrize(
+    ("facts", "classes", "sentence"),
+    [
+        ({"max_length": 9}, None, "teacher.max_length is 5 there and 9 here"),
+        (None, ("a", "b", "d"), "teacher.classes[2] is 'c' there and 'd' here"),
+        (None, ("a", "b"), "teacher.classes is ['a', 'b', 'c'] there and ['a', 'b'] here"),
+    ],
+)
+def test_stored_refuses_what_was_made_otherwise(
+    house: House, facts: dict[str, Any] | None, classes: Sequence[str] | None, sentence: str
+) -> None:
+    with pytest.raises(StoreError) as refusal:
+        next(teach.stored(epochs(1), facts, classes, store=house.filled()))
+    assert sentence in str(refusal.value)
+
+
+def test_stored_asks_which_where_a_folder_holds_several(house: House) -> None:
+    folder = house.filled()
+    assert next(teach.stored(epochs(1), store=folder)).teacher is not None
+    house.filled(features="int8")
+    with pytest.raises(StoreError, match=r"no store of knowledge: name one of .*-int8"):
+        next(teach.stored(epochs(1), store=folder))
 
 
 # --- alone, pseudo_labels

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attar.cli.ending import EXIT_CODES, USER, Commands
+from attar.cli.store import with_store
 from attar.cli.terminal import clean, screen
 from attar.errors import AttarError, RecipeError, nearest
 
 if TYPE_CHECKING:
-    from attar.pipeline import Setting
     from attar.resolve import Description
+    from attar.setting import Setting
 
-app = typer.Typer(
-    cls=Commands,
-    help="Turn a big model into the best small one you can ship, and prove it.",
-    epilog=EXIT_CODES,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = with_store(
+    typer.Typer(
+        cls=Commands,
+        help="Turn a big model into the best small one you can ship, and prove it.",
+        epilog=EXIT_CODES,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
 )
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
@@ -110,12 +113,13 @@ def teach(
 ) -> None:
     """Only ask the teacher, and keep what it says: the first part of a run."""
     from attar import pipeline
+    from attar.setting import Book
 
     here = _begin(recipe, out, seed, settings, trust)
     if here.plan.teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
         place = here.recipe.place("teach")
         raise RecipeError(f"{place}: only `teach: offline` with a teacher keeps its knowledge")
-    book = pipeline.Book()
+    book = Book()
     teacher = pipeline.find_teacher(here, book)
     student = pipeline.build_student(here, teacher)
     taught = pipeline.teaching(here, teacher, student, book)
@@ -239,7 +243,7 @@ def _overrides(settings: list[str] | None, seed: int | None) -> list[str]:
 def _begin(
     recipe: Path, out: Path | None, seed: int | None, settings: list[str] | None, trust: bool
 ) -> Setting:
-    from attar import pipeline
+    from attar.setting import begin
 
     overrides = _overrides(settings, seed)
-    return pipeline.begin(recipe, out, overrides=overrides, trust=trust, screen=screen())
+    return begin(recipe, out, overrides=overrides, trust=trust, screen=screen())

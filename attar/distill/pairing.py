@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attar.errors import LayerError
-from attar.taps import evaluating
+from attar.errors import LayerError, nearest
+from attar.taps import TIME, evaluating
 
 PROJECTIONS = (
     *("query", "key", "value"),
@@ -20,6 +20,9 @@ PROJECTIONS = (
 
 NOT_READ = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules that are no answer yet, or give (rows, width, length): no token can be read off them."""
+
+WAYS = ("auto", "tokens")
+"""The words that may stand for the layers in a recipe."""
 
 Run = Callable[[nn.Module], Any]
 """Sends one example through a model."""
@@ -32,6 +35,16 @@ class Seen(NamedTuple):
     module: nn.Module
     shapes: tuple[tuple[int, ...] | None, ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that a tap reads where no index is given; nothing where there is none."""
+        return (self.shapes[0] if self.shapes else None) or ()
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is (rows, channels, height, width)."""
+        return len(self.shape) == 4
+
 
 def pair(
     student: nn.Module,
@@ -43,17 +56,25 @@ def pair(
     """Propose student path -> teacher path for every layer of the student that has an answer.
 
     run: sends one example through a model
-    kind: what the loss compares: Features, Attentions or Projections
+    kind: what the loss compares: Features, Attentions, Projections, Maps, Rows or Stages
     how: `auto` pools features over the tokens, so that they fit whatever the two tokenizers make
         of a text and cost a store little; `tokens` compares them token by token
 
-    Student block i of n answers to teacher block i * N / n, the last to the last (TinyBERT, Jiao et
-    al. 2020); of projections only the last block's (MiniLM-v2, Wang et al. 2021). A network without
-    a stack of blocks answers with its last sequence of activations or, where it has none, with the
-    last (rows, width) before its logits.
+    The layers of a network are its stack of like blocks; of a CNN, the last activation at each
+    resolution; of any other, its last sequence of activations (a recurrent network's states) or,
+    where it has none, the last (rows, width) before its logits.
+
+    Student layer i of n answers to teacher layer i * N / n, the last to the last (TinyBERT, Jiao et
+    al. 2020). The stages of two CNNs meet at the same resolution where most of the student's, and
+    its last, have a twin. Of rows only the last layers are compared, pooled; of projections the
+    last block's (MiniLM-v2, Wang et al. 2021). Maps and stages are never pooled: tokens are
+    compared at the same time (`@time`), maps of two CNNs and tokens of two images place by place;
+    so are a CNN's features.
     Raises LayerError where nothing can be paired.
     """
-    places = {"Features": _features, "Attentions": _attentions, "Projections": _projections}[kind]
+    if how not in WAYS:
+        raise LayerError(f"{how!r} is no way to pair layers; {nearest(how, WAYS)}")
+    places = {"Attentions": _attentions, "Projections": _projections}.get(kind, _depths)
     mine, its = places(student, run), places(teacher, run)
     if not mine or not its:
         lacking = student if not mine else teacher
@@ -62,72 +83,135 @@ def pair(
             f"No layers of {type(lacking).__name__} can be found for {kind.lower()}; name them "
             f"with `layers: {{student path: teacher path}}`{eager}."
         )
-    if kind == "Projections":
-        return dict(zip(mine, its, strict=True))
-    pool = "@mean" if kind == "Features" and how == "auto" else ""
-    return {
-        path + pool: its[max(0, round((n + 1) * len(its) / len(mine)) - 1)] + pool
-        for n, path in enumerate(mine)
-    }
+    if kind in ("Attentions", "Projections"):
+        pairs = zip(mine, its, strict=True) if kind == "Projections" else _by_depth(mine, its)
+        return {ours.path: theirs.path for ours, theirs in pairs}
+    pairs = [(mine[-1], its[-1])] if kind == "Rows" else _answers(mine, its)
+    images = _sees_images(student) and _sees_images(teacher)
+    return dict(_written(*each, kind, how, images) for each in pairs)
 
 
 def blocks(model: nn.Module) -> list[str]:
     """The paths of the longest stack of like blocks; none where the model is not built of one."""
     stacks = [
-        (path, stack)
+        (path, list(stack.named_children()))
         for path, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList) and len({type(block) for block in stack}) == 1
+        if isinstance(stack, nn.ModuleList | nn.Sequential) and _alike(list(stack))
     ]
-    stacks = [(path, stack) for path, stack in stacks if len(list(stack[0].modules())) > 2]
     if not stacks:
         return []
     path, stack = max(stacks, key=lambda found: len(found[1]))
-    return [f"{path}.{n}" for n in range(len(stack))]
+    return [f"{path}.{name}" if path else name for name, _ in stack]
 
 
-def _features(model: nn.Module, run: Run) -> list[str]:
-    return blocks(model) or _last(_dry_run(model, run))
+def _alike(stack: list[nn.Module]) -> bool:
+    """Whether a list of modules is of one type, and each more than a layer and its activation."""
+    return len({type(block) for block in stack}) == 1 and len(list(stack[0].modules())) > 2
 
 
-def _last(seen: list[Seen]) -> list[str]:
-    """The last (rows, length, width), else the last (rows, width) before the logits."""
-    *inner, whole = seen
-    shaped = [
-        (each.path, shape)
-        for each in inner
-        if not isinstance(each.module, NOT_READ) and (shape := _first(each)) is not None
+def _by_depth(mine: list[Seen], its: list[Seen]) -> list[tuple[Seen, Seen]]:
+    return [
+        (each, its[max(0, round((n + 1) * len(its) / len(mine)) - 1)])
+        for n, each in enumerate(mine)
     ]
-    sequences = [path for path, shape in shaped if len(shape) == 3]
-    pooled = [path for path, shape in shaped if len(shape) == 2 and shape != _first(whole)]
-    return (sequences or pooled)[-1:]
 
 
-def _first(seen: Seen) -> tuple[int, ...] | None:
-    """The shape of the tensor that a tap reads where no index is given."""
-    return seen.shapes[0] if seen.shapes else None
+def _answers(mine: list[Seen], its: list[Seen]) -> list[tuple[Seen, Seen]]:
+    """By resolution where it fits the two CNNs, else by depth."""
+    sizes = {each.shape[2:]: each for each in its if each.is_map}
+    twins = [(each, sizes[each.shape[2:]]) for each in mine if each.shape[2:] in sizes]
+    # Else one of them sees its images smaller, and the same resolution is at another depth.
+    fits = 2 * len(twins) > len(mine) and mine[-1].shape[2:] in sizes
+    return twins if fits else _by_depth(mine, its)
 
 
-def _attentions(model: nn.Module, run: Run) -> list[str]:
-    stack, found = blocks(model), dict[str, str]()
-    for seen in _dry_run(model, run):
-        maps = [
-            n
-            for n, shape in enumerate(seen.shapes)
-            if shape is not None and len(shape) == 4 and shape[-1] == shape[-2]
-        ]
-        block = next((path for path in stack if seen.path.startswith(path + ".")), None)
-        if maps and block is not None:
-            found.setdefault(block, f"{seen.path}[{maps[0]}]")
-    return [found[path] for path in stack if path in found]
+def _sees_images(model: nn.Module) -> bool:
+    """Whether its tokens are places of an image, which no line of time runs through."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-def _projections(model: nn.Module, _run: Run) -> list[str]:
+def _written(ours: Seen, theirs: Seen, kind: str, how: str, images: bool) -> tuple[str, str]:
+    """A pair as it is read: pooled, place by place, or at the same time."""
+    maps = ours.is_map and theirs.is_map
+    if kind == "Rows" or (kind == "Features" and how == "auto" and not maps):
+        return f"{ours.path}@mean", f"{theirs.path}@mean"
+    sequences = len(ours.shape) == len(theirs.shape) == 3
+    if kind == "Features" or maps or (sequences and images and ours.shape[1] == theirs.shape[1]):
+        return ours.path, theirs.path
+    if sequences and not images:
+        return ours.path, theirs.path + TIME
+    raise LayerError(
+        f"{ours.path} of shape {ours.shape} and {theirs.path} of shape {theirs.shape} have no "
+        f"places in common for a loss over {kind.lower()}; name layers that both give as many "
+        "tokens, or both maps, with `layers: {student path: teacher path}`, or take a loss over "
+        "features, which `auto` pools."
+    )
+
+
+def _depths(model: nn.Module, run: Run) -> list[Seen]:
+    """The layers that stand one behind the other, from the first to the last."""
+    *inner, whole = _dry_run(model, run)
+    read = [each for each in inner if _is_read(each, whole)]
+    stack = _stack(model, read)
+    placed = [each for each in read if len(each.shape) > 2]
+    if stack and len(stack[-1].shape) == 3:
+        return stack
+    if placed and placed[-1].is_map:
+        return _stages(placed, [each for each in inner if isinstance(each.module, nn.Conv2d)])
+    answers = [each for each in read if each.shape != whole.shape]
+    sequences = [each for each in answers if len(each.shape) == 3]
+    pooled = [each for each in answers if len(each.shape) == 2]
+    return sequences[-1:] or stack or pooled[-1:]
+
+
+def _is_read(each: Seen, whole: Seen) -> bool:
+    """Whether what a module gave has a row for each example, and what is read off it beside."""
+    late = isinstance(each.module, nn.RNNBase) and not each.module.batch_first
+    rows = each.shape[:1] == whole.shape[:1] or not whole.shape
+    return rows and len(each.shape) > 1 and not isinstance(each.module, NOT_READ) and not late
+
+
+def _stack(model: nn.Module, seen: list[Seen]) -> list[Seen]:
+    """What its blocks gave."""
+    by_path = {each.path: each for each in seen}
+    return [by_path[path] for path in blocks(model) if path in by_path]
+
+
+def _stages(placed: list[Seen], convolutions: list[Seen]) -> list[Seen]:
+    """The last map at each resolution; what is pooled to a single place is none, beside others."""
+    known = {each.shape[2:] for each in convolutions}
+    found: dict[tuple[int, ...], Seen] = {}
+    for each in placed:
+        # Maps with the channels last have sizes that no convolution gives.
+        if each.is_map and (each.shape[2:] in known or not known):
+            found.pop(each.shape[2:], None)
+            found[each.shape[2:]] = each
+    return [each for size, each in found.items() if size != (1, 1)] or list(found.values())
+
+
+def _attentions(model: nn.Module, run: Run) -> list[Seen]:
+    seen = _dry_run(model, run)
+    found = (_map_in(block, seen) for block in _stack(model, seen) if len(block.shape) == 3)
+    return [each for each in found if each is not None]
+
+
+def _map_in(block: Seen, seen: list[Seen]) -> Seen | None:
+    """The first (rows, heads, length, length) in a block, for as many tokens as the block gives."""
+    for each in seen:
+        for n, shape in enumerate(each.shapes if each.path.startswith(f"{block.path}.") else ()):
+            if shape is not None and len(shape) == 4 and shape[2:] == 2 * block.shape[1:2]:
+                return each._replace(path=f"{each.path}[{n}]")
+    return None
+
+
+def _projections(model: nn.Module, _run: Run) -> list[Seen]:
     """What makes queries, keys and values in the last block, in this order."""
-    found: dict[str, str] = {}
-    for path, _ in model.named_modules():
-        block, _, name = path.rpartition(".")
-        if name in PROJECTIONS and any(f"{block}.".startswith(f"{b}.") for b in blocks(model)[-1:]):
-            found.setdefault(name[0], path)
+    found: dict[str, Seen] = {}
+    for path, module in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        inside = any(f"{parent}.".startswith(f"{block}.") for block in blocks(model)[-1:])
+        if name in PROJECTIONS and inside:
+            found.setdefault(name[0], Seen(path, module, ()))
     return [found[letter] for letter in "qkv"] if len(found) == 3 else []
 
 

@@ -10,7 +10,7 @@ from attar.doctor.machine import environment
 from attar.doctor.models import data, eval_mode, label_order, logit_scale, parity, tokens
 from attar.doctor.overfit import overfit
 from attar.errors import AttarError, DataError, LayerError, ModelError
-from attar.pipeline import Book, Cast, Setting
+from attar.setting import Book, Cast, Setting, begin
 
 __all__ = ["Finding", "examine"]
 
@@ -40,7 +40,7 @@ def examine(
     if recipe is None:
         return
     try:
-        here = pipeline.begin(recipe, overrides=overrides, trust=trust)
+        here = begin(recipe, overrides=overrides, trust=trust)
     except AttarError as error:
         yield _told("recipe", error)
         return

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from attar import pipeline
 from attar.doctor.finding import Finding
 from attar.engine import local
+from attar.setting import cache_folder
 
 EXTRAS = {
     "text": {"transformers": "transformers", "scikit-learn": "sklearn"},
@@ -50,7 +50,7 @@ def environment() -> Iterator[Finding]:
     says = f"bfloat16 is {native[engine.precision]} on {engine.device}; "
     yield Finding("precision", None, f"{says}`precision: auto` takes {engine.precision}.")
     yield from (_extra(extra, libraries) for extra, libraries in EXTRAS.items())
-    yield _cache(pipeline.cache_folder())
+    yield _cache(cache_folder())
     offline = os.environ.get("HF_HUB_OFFLINE", "not set")
     yield Finding(
         "hub", None, f"HF_HUB_OFFLINE is {offline}; whether the hub answers is not tried."

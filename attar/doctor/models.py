@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attar import teach
 from attar.doctor.finding import Finding, share
-from attar.pipeline import Cast, Setting
 from attar.resolve import chosen
+from attar.setting import Cast, Setting
 from attar.types import Batch
 
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from attar import distill, pipeline, teach
 from attar.doctor.finding import Finding
-from attar.pipeline import Cast, Setting
 from attar.resolve import ask, chosen
+from attar.setting import Cast, Setting
 from attar.types import Batch, Lesson
 
 STEPS, LEARNED, NOTHING = 200, 1 / 3, 2e-4

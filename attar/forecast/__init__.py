@@ -22,8 +22,8 @@ from attar.distill.loop import Watch
 from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
 from attar.measure.comparing import answer
-from attar.pipeline import Book, Cast, Setting
 from attar.resolve import ask, chosen
+from attar.setting import Book, Cast, Setting
 from attar.types import Batch, Lesson
 
 BUDGET = 0.8
@@ -119,7 +119,12 @@ def _asking(here: Setting, cast: Cast, some: Sequence[Batch]) -> tuple[float, fl
     assert cast.teacher is not None
     forward = pipeline.asking(here, cast.taught)
     teach.ask(cast.teacher, some[0], forward)
-    with TemporaryDirectory() as folder, teach.open_store(folder, cast.teacher, {}) as known:
+    offline = here.plan.teach is not None and here.plan.teach.name == "offline"
+    kept = pipeline.how_kept(here.plan.teach) if offline and here.plan.teach else {}
+    with (
+        TemporaryDirectory() as folder,
+        teach.open_store(folder, cast.teacher, {}, **kept) as known,
+    ):
         start = time.perf_counter()
         rows = teach.fill(known, some, cast.teacher, forward)
         return (time.perf_counter() - start) / rows, known.bytes / rows
@@ -218,7 +223,8 @@ def _knowledge(look: _Look) -> Stage:
     keys = list({key for batch in here.task.sweep("train") for key in batch.keys})
     folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
     facts = pipeline.facts_of(here, cast.teacher, cast.taught)
-    known = teach.found_store(folder, cast.teacher, facts) if cast.trained else None
+    kept = pipeline.how_kept(here.plan.teach)
+    known = teach.found_store(folder, cast.teacher, facts, **kept) if cast.trained else None
     missing = len(keys) if known is None else len(known.missing(keys))
     return Stage(
         "asking the teacher", missing * look.asking, int(len(keys) * look.row), not missing
@@ -247,11 +253,13 @@ def _steps(look: _Look) -> Iterator[Stage]:
             yield _arm(look, arm, *begun)
 
 
-def _lessons(here: Setting, cast: Cast, batches: Iterable[Batch]) -> Iterable[Lesson]:
+def _lessons(
+    here: Setting, cast: Cast, batches: Iterable[Batch], *training: Any
+) -> Iterable[Lesson]:
     """The recipe's lessons; what a store would give is asked for before the clock starts."""
     teaches = here.plan.teach
     if cast.teacher is None or teaches is None or teaches.name != "offline":
-        return pipeline.lessons(here, cast.teacher, cast.taught, batches)
+        return pipeline.lessons(here, cast.teacher, cast.taught, batches, *training)
     forward = pipeline.asking(here, cast.taught)
     return cycle(list(teach.online(islice(batches, 4), [cast.teacher], forward)))
 

@@ -1,5 +1,8 @@
-"""What is matched: pure functions from what student and teacher say to one number, torch only."""
+"""What is matched: functions, or classes where they learn, from student and teacher to one number.
 
-from . import attention, feature, response
+Torch only: each file can be copied out of the house.
+"""
 
-__all__ = ["attention", "feature", "response"]
+from . import attention, feature, relation, response
+
+__all__ = ["attention", "feature", "relation", "response"]

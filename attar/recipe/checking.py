@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from attar.errors import RecipeError
 from attar.recipe.dialect import Trail
 from attar.recipe.paper import Choice, Recipe, as_choice
-from attar.resolve import Function, Room, asks, bind, faults, find
+from attar.resolve import Function, Room, asks, bind, faults, find, options
 
 ROOMS: dict[str, Room] = {
     "task": "attar.tasks",
@@ -86,11 +86,13 @@ class _Lookup:
         return tuple(self.piece(key, choice, (key, index)) for index, choice in choices)
 
     def piece(self, key: str, choice: Choice, trail: Trail) -> Piece:
+        return self.bound(self.found(key, choice, trail), choice, trail)
+
+    def found(self, key: str, choice: Choice, trail: Trail) -> Function:
         try:
-            function = find(self.rooms[key], choice.name, trust=self.trust)
+            return find(self.rooms[key], choice.name, trust=self.trust)
         except RecipeError as error:
             raise self.error(trail, str(error)) from None
-        return self.bound(function, choice, trail)
 
     def bound(self, function: Function, choice: Choice, trail: Trail) -> Piece:
         also = TERM if trail[:-1] == ("losses",) else ()
@@ -98,15 +100,41 @@ class _Lookup:
             raise self.error((*trail, choice.name, option), sentence)
         return Piece(choice.name, bind(function, choice.options))
 
+    def moving(self, function: Function, choice: Choice, trail: Trail) -> Piece:
+        """A loss with its options bound, of which those that are floats may be schedules."""
+        schedules = {
+            name: self.schedule(function, choice, name, (*trail, choice.name, name))
+            for name, option in options(function).items()
+            if "float" in option.type.split(" or ") and _is_choice(choice.options.get(name))
+        }
+        for progress in (0.0, 1.0):  # an option has to be right where its schedule begins and ends
+            at = {name: schedule(progress) for name, schedule in schedules.items()}
+            now = Choice(name=choice.name, options={**choice.options, **at})
+            piece = self.bound(function, now, trail)
+        return Piece(choice.name, partial(piece.function, **schedules))
+
+    def schedule(
+        self, function: Function, loss: Choice, option: str, trail: Trail
+    ) -> partial[float]:
+        if inspect.isclass(function):
+            raise self.error(
+                trail,
+                f"{loss.name} is built once: its option {option!r} can't be a schedule, its weight "
+                "can",
+            )
+        chosen = Choice.model_validate(as_choice(loss.options[option]))
+        return self.piece("weight", chosen, trail).function
+
     def term(self, index: int, task: Piece) -> Term:
         written = self.recipe.losses[index]
         trail: Trail = ("losses", index)
         own = {k: v for k, v in written.options.items() if k not in TERM}
         choice = Choice(name=written.name, options=own)
         if choice.name == "task":
-            piece = self.bound(_made_by(task.function.func).loss, choice, trail)
+            function = _made_by(task.function.func).loss
         else:
-            piece = self.piece("losses", choice, trail)
+            function = self.found("losses", choice, trail)
+        piece = self.moving(function, choice, trail)
         weight = self.weight(written, (*trail, written.name, "weight"))
         layers = self.layers(written, (*trail, written.name, "layers"))
         return Term(piece.name, piece.function, weight, layers)
@@ -138,6 +166,13 @@ class _Lookup:
 
     def error(self, trail: Trail, sentence: str) -> RecipeError:
         return RecipeError(f"{self.recipe.place(*trail)}: {sentence}")
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether an option is written as `name: {options}`."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    return all(options is None or isinstance(options, dict) for options in value.values())
 
 
 def _made_by(task: Function) -> Any:
@@ -185,8 +220,8 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
             continue
         if recipe.teach is None:
             yield ("losses", index), f"{term.name} needs somebody to teach, and teach is null"
-        elif recipe.teacher is None and "student" not in asks(recipe.teach.function):
-            # A scheme that is given the student, such as its moving average, can teach by itself.
+        elif recipe.teacher is None and "teachers" in asks(recipe.teach.function):
+            # Any other scheme can teach by itself: the student's moving average, its peers.
             yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"
     if recipe.baselines and sum(step.name == "distill" for step in recipe.steps) > 1:
         yield ("baselines",), "baselines repeat one distill step, and this recipe has several"

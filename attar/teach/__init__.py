@@ -11,5 +11,20 @@ from attar.teach.asking import found_store as found_store
 from attar.teach.asking import offline, online
 from attar.teach.asking import open_store as open_store
 from attar.teach.asking import store_folder as store_folder
+from attar.teach.itself import own, self_ema, virtual
+from attar.teach.peers import mutual
+from attar.teach.several import ensemble, uncertain
+from attar.teach.stored import stored
 
-__all__ = ["alone", "offline", "online"]
+__all__ = [
+    "alone",
+    "ensemble",
+    "mutual",
+    "offline",
+    "online",
+    "own",
+    "self_ema",
+    "stored",
+    "uncertain",
+    "virtual",
+]

@@ -11,8 +11,9 @@ from torch import nn
 
 from attar import store as knowledge_store
 from attar.errors import RecipeError
+from attar.store import Coded
 from attar.taps import evaluating
-from attar.types import Batch, Forward, Knowledge, Lesson
+from attar.types import Batch, Count, Forward, Knowledge, Lesson
 
 
 def online(
@@ -35,18 +36,23 @@ def offline(
     cache: Path | None = None,
     *,
     store: str | None = None,
+    top: Count | None = None,
+    features: Coded = "fp16",
 ) -> Iterator[Lesson]:
     """The teacher is asked once for each example; every later epoch and run reads it from disk.
 
     facts: what decides the teacher's answers beside its weights (preprocessing, layers)
     cache: the folder to keep knowledge in where no store is named
     store: the folder of the knowledge; each teacher has its own below it
+    top: classes kept of each example, the most likely ones; the mass of all others is kept as one
+        number, and given back spread evenly over them
+    features: what the layers are kept in; int8 has a scale for each vector
     """
-    teacher = _only(teachers)
-    with open_store(store_folder(store, cache), teacher, facts or {}) as known:
+    teacher, folder = _only(teachers), store_folder(store, cache)
+    with open_store(folder, teacher, facts or {}, top=top, features=features) as known:
         for batch in batches:
             if missing := known.missing(batch.keys):
-                _learn(known, _some(batch, missing), teacher, forward)
+                _learn(known, batch.some(missing), teacher, forward)
             yield Lesson(batch, known.get(batch.keys))
 
 
@@ -64,7 +70,7 @@ def fill(
     asked = 0
     for batch in batches:
         if missing := known.missing(batch.keys):
-            _learn(known, _some(batch, missing), teacher, forward)
+            _learn(known, batch.some(missing), teacher, forward)
             asked += len(missing)
         progress(len(batch))
     known.flush()
@@ -77,25 +83,40 @@ def store_folder(store: str | None, cache: Path | None) -> Path:
 
 
 def open_store(
-    folder: str | Path, teacher: nn.Module, facts: dict[str, Any]
+    folder: str | Path,
+    teacher: nn.Module,
+    facts: dict[str, Any],
+    *,
+    top: int | None = None,
+    features: Coded = "fp16",
 ) -> knowledge_store.Store:
     """The store of one teacher below a folder; other teachers have theirs beside it."""
     fingerprint = knowledge_store.fingerprint(teacher, **facts)
-    return knowledge_store.Store.open(Path(folder) / _name(fingerprint), fingerprint)
+    place = Path(folder) / _name(fingerprint, top, features)
+    return knowledge_store.Store.open(place, fingerprint, top=top, features=features)
 
 
 def found_store(
-    folder: str | Path, teacher: nn.Module, facts: dict[str, Any]
+    folder: str | Path,
+    teacher: nn.Module,
+    facts: dict[str, Any],
+    *,
+    top: int | None = None,
+    features: Coded = "fp16",
 ) -> knowledge_store.Store | None:
     """The store of one teacher where it has been asked before; nothing is made."""
     fingerprint = knowledge_store.fingerprint(teacher, **facts)
-    place = Path(folder) / _name(fingerprint)
-    there = (place / knowledge_store.MANIFEST).is_file()
-    return knowledge_store.Store.open(place, fingerprint) if there else None
+    place = Path(folder) / _name(fingerprint, top, features)
+    if not (place / knowledge_store.MANIFEST).is_file():
+        return None
+    return knowledge_store.Store.open(place, fingerprint, top=top, features=features)
 
 
-def _name(fingerprint: dict[str, Any]) -> str:
-    return knowledge_store.key(repr(sorted(fingerprint.items())))[:12]
+def _name(fingerprint: dict[str, Any], top: int | None, features: Coded) -> str:
+    """A store's folder: whose it is, and where it is less than what a store keeps, how much."""
+    whose = knowledge_store.key(repr(sorted(fingerprint.items())))[:12]
+    cut = "" if top is None else f"-top{top}"
+    return whose + cut + ("" if features == "fp16" else f"-{features}")
 
 
 def ask(teacher: nn.Module, batch: Batch, forward: Forward) -> Knowledge:
@@ -114,13 +135,3 @@ def _learn(
     known: knowledge_store.Store, batch: Batch, teacher: nn.Module, forward: Forward
 ) -> None:
     known.put(batch.keys, ask(teacher, batch, forward))
-
-
-def _some(batch: Batch, positions: Sequence[int]) -> Batch:
-    """Chosen rows of a batch."""
-    inputs = (
-        batch.inputs[torch.tensor(positions)]
-        if isinstance(batch.inputs, torch.Tensor)
-        else tuple(batch.inputs[n] for n in positions)
-    )
-    return Batch(inputs, batch.labels[list(positions)], tuple(batch.keys[n] for n in positions))

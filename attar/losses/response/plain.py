@@ -1,0 +1,26 @@
+"""Losses that compare the logits as the numbers they are."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .softening import FLAT, Logits
+
+
+def mse(student: Logits, teacher: Logits) -> Tensor:
+    """Mean squared difference of the logits, over rows and classes.
+
+    Source: Ba and Caruana, Do Deep Nets Really Need to be Deep?, NeurIPS 2014, equation 1.
+    """
+    return (student.float() - teacher.detach().float()).square().mean()
+
+
+def cosine(student: Logits, teacher: Logits) -> Tensor:
+    """1 - cosine of the angle between the logits of a row, whatever their size.
+
+    Computed as half the squared distance of the unit vectors, which is defined at zero logits too.
+    """
+    ours = F.normalize(student.float(), eps=FLAT)
+    theirs = F.normalize(teacher.detach().float(), eps=FLAT)
+    return (ours - theirs).square().sum(-1).mean() / 2

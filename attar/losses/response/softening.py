@@ -1,0 +1,62 @@
+"""What the losses over logits share: answers softened by a temperature, and which have a label."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Logits: TypeAlias = Tensor  # (rows, classes)
+
+UNKNOWN = -100
+# A spread below this is rounding, not knowledge; dividing by less would send back gradients
+# that no half-precision float can hold.
+FLAT = 1e-3
+# What a quotient is divided by at the least, where only 0/0 has to be kept away.
+TINY = 1e-12
+
+
+def soften(logits: Tensor, temperature: float | Tensor, standardize: bool = False) -> Tensor:
+    """The logits as float32, divided by the temperature; standardized first where that is asked.
+
+    Raises ValueError if the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {float(temperature)}, not above 0")
+    logits = logits.float()
+    if standardize:
+        logits = logits - logits.mean(-1, keepdim=True)
+        variance = logits.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
+        logits = logits / variance.clamp_min(FLAT**2).sqrt()
+    return logits / temperature
+
+
+def log_answers(logits: Tensor, temperature: float | Tensor, standardize: bool = False) -> Tensor:
+    """Log probabilities of the softened logits."""
+    return soften(logits, temperature, standardize).log_softmax(-1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of each row."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def mixed(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """The logarithm of `share` p + (1 - `share`) q, for a share from 0 to below 1."""
+    if share == 0:
+        return log_q
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """(rows,), True where the label is known: a class that is not -100, numbers without a NaN."""
+    if labels.is_floating_point():
+        return ~labels.reshape(len(labels), -1).isnan().any(-1)
+    return labels != UNKNOWN
+
+
+def mean_over_known(values: Tensor) -> Tensor:
+    """The mean of what the known rows gave; where there are none a zero that still has a graph."""
+    return values.sum() / max(len(values), 1)

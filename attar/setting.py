@@ -1,0 +1,101 @@
+"""What a run stands on before any model does: the paper read, the data at hand, a book to keep."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attar import arms, distill
+from attar.engine import local
+from attar.recipe import Recipe, Resolved, check, read
+from attar.resolve import ask
+from attar.screen import Screen, Silent
+from attar.tasks.text import classification
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stands before any model does: the recipe, its names looked up, its data read."""
+
+    recipe: Recipe
+    plan: Resolved
+    task: classification
+    engine: local
+    out: Path
+    cache: Path
+    screen: Screen
+    command: str
+
+
+@dataclass
+class Book:
+    """What a run writes down on its way."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    teacher: Path | None = None
+
+    def note(self, name: str, curve: arms.Curve) -> None:
+        """Write down how a training went."""
+        self.seconds[name] = curve.seconds
+        self.history[name] = curve.points
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the student is taught: terms, whose layers they read, and where lessons come from."""
+
+    terms: tuple[distill.Term, ...]
+    student_layers: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A recipe's models before anything is trained, and how the student is to be taught.
+
+    trained: whether the teacher already knows the task
+    """
+
+    teacher: nn.Module | None
+    trained: bool
+    student: nn.Module
+    taught: Teaching
+
+
+def begin(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    trust: bool = False,
+    screen: Screen | None = None,
+    command: str = "",
+) -> Setting:
+    """Every name of a recipe looked up and its data read; no model touched yet."""
+    name = "recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
+    paper = recipe if isinstance(recipe, Recipe) else read(recipe, overrides)
+    plan = check(paper, trust=trust)
+    folder = Path(out) if out is not None else Path("runs") / (paper.name or name)
+    screen = screen or Silent()
+    task = ask(plan.task.function, {"seed": paper.seed})
+    for note in task.notes:
+        screen.say(note)
+    screen.say(
+        f"Data: {task.size('train')} training texts ({task.size('labelled')} labelled), "
+        f"{task.size('validation')} for validation, {task.size('test')} to test, "
+        f"{len(task.classes)} classes."
+    )
+    engine = ask(plan.engine.function, {})
+    return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command)
+
+
+def cache_folder() -> Path:
+    """Where teachers and knowledge are kept between runs: $ATTAR_CACHE, or ~/.cache/attar."""
+    return Path(os.environ.get("ATTAR_CACHE", "~/.cache/attar")).expanduser()
