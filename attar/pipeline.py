@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attar import arms, distill, export, students, teach
+from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
+from attar.casting import build_student, built, teacher_kept
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, RecipeError
 from attar.measure.comparing import emulated
 from attar.recipe import Piece, Recipe
 from attar.report import Report
-from attar.resolve import ask, asks, chosen, compares
+from attar.resolve import ask, chosen
 from attar.results import Entry, assemble
+from attar.schooling import facts_of, fill_store, lessons, teaching
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
-from attar.tasks.text import classification
-from attar.types import Batch, Knowledge, Lesson
+from attar.types import Lesson
 
 
 def run(
@@ -96,24 +97,13 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     def train(engine: local, watch: Watch) -> nn.Module:
         return ask(make, {"task": here.task, "engine": engine, "watch": watch})  # type: ignore[no-any-return]
 
-    build = partial(_built, here)
+    build = partial(built, here)
     teacher, curve, _ = arms.trained(
         "Training the teacher", folder, here.engine, here.screen, build, train
     )
     book.note("teacher", curve)
     book.teacher = export.transformers(teacher, here.out / "teacher")
     return here.engine.prepare(teacher)
-
-
-def teacher_kept(here: Setting) -> Path | None:
-    """The folder that the recipe's trained teacher has in the cache; None where none is trained."""
-    if here.plan.teacher is None or "engine" not in asks(here.plan.teacher.function):
-        return None
-    base = _built(here)
-    facts = (here.task.digest(), here.task.preprocessing(base), here.recipe.seed)
-    options = here.plan.teacher.function.keywords
-    key = arms.key(options, facts, fingerprint(base), here.engine.precision)
-    return here.cache / "teachers" / key
 
 
 def cast(here: Setting, book: Book) -> Cast:
@@ -142,8 +132,8 @@ def _as_it_is(
             "student_of": student_of,
         }
         return here.task.load(ask(here.plan.teacher.function, given)), True
-    known = arms.found(folder, partial(_built, here))
-    return (_built(here), False) if known is None else (known[0], True)
+    known = arms.found(folder, partial(built, here))
+    return (built(here), False) if known is None else (known[0], True)
 
 
 def _student_of(here: Setting, recipe: str) -> nn.Module:
@@ -173,170 +163,6 @@ def _other(here: Setting, recipe: str) -> Setting:
     if there.task.classes != here.task.classes:
         raise RecipeError(f"{recipe} has other classes than this recipe; its student can't teach.")
     return there
-
-
-def _built(here: Setting) -> nn.Module:
-    """The network that the recipe's teacher is trained from, under a new head."""
-    assert here.plan.teacher is not None
-    torch.manual_seed(here.recipe.seed)
-    return here.task.load(here.plan.teacher.function.keywords["model"], new_head=True)
-
-
-def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = None) -> nn.Module:
-    """The untrained student; without one in the recipe, the teacher itself is compressed.
-
-    seed: of the weights that nothing gives; the recipe's where None
-    """
-    if here.plan.student is None:
-        assert teacher is not None
-        return copy.deepcopy(teacher)
-    torch.manual_seed(here.recipe.seed if seed is None else seed)
-    student = ask(
-        here.plan.student.function,
-        {
-            "teacher": teacher,
-            "texts": here.task.texts,
-            "classes": list(here.task.classes),
-            "max_length": here.task.max_length,
-            "load": here.task.load,
-        },
-    )
-    return here.task.load(student)
-
-
-def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book: Book) -> Teaching:
-    """The recipe's losses as terms, their layers paired, and the pairs written down and told."""
-    terms, pairs = [], {}
-    alone = here.plan.teach is not None and teaches_itself(here.plan.teach)
-    who = student if alone else teacher
-    for choice in here.plan.losses:
-        function = choice.function
-        if choice.name == "task":
-            function = partial(function, here.task)
-        layers = choice.layers
-        kind = compares(function)
-        if who is not None and kind != "Logits" and not isinstance(layers, dict):
-            batch = next(here.task.sweep("train", batch_size=2))
-            run_once = partial(_run_once, here.task, batch)
-            layers = distill.pair(student, who, run_once, kind, layers or "auto")
-        term = distill.term(function, choice.weight, layers=layers or None)  # type: ignore[arg-type]
-        terms.append(term)
-        if layers:
-            pairs[choice.name] = [{"student": s, "teacher": t} for s, t in layers.items()]  # type: ignore[union-attr]
-    for name, found in pairs.items():
-        for pair in found:
-            here.screen.say(f"{name}: student {pair['student']} <- teacher {pair['teacher']}")
-    book.plan["layers"] = pairs
-    mine = [path for term in terms for path in term.layers]
-    its = [path for term in terms for path in term.layers.values()]
-    return Teaching(tuple(terms), tuple(dict.fromkeys(mine)), tuple(dict.fromkeys(its)))
-
-
-def _run_once(task: classification, batch: Batch, model: nn.Module) -> Knowledge:
-    return task.forward(model, batch)
-
-
-def lessons(
-    here: Setting,
-    teacher: nn.Module | None,
-    taught: Teaching,
-    batches: Iterable[Batch],
-    student: nn.Module,
-    engine: local,
-    steps: int,
-) -> Iterable[Lesson]:
-    """The recipe's scheme over some batches; where nobody can teach, the labels alone."""
-    if here.plan.teach is None or (teacher is None and not teaches_itself(here.plan.teach)):
-        return untaught(batches)
-    own = {} if teacher is None else {"facts": facts_of(here, teacher, taught)}
-    return ask(  # type: ignore[no-any-return]
-        here.plan.teach.function,
-        {
-            "batches": batches,
-            "teachers": [] if teacher is None else [teacher],
-            "student": student,
-            "forward": asking(here, taught),
-            "cache": here.cache,
-            "engine": engine,
-            "classes": here.task.classes,
-            "load": here.task.load,
-            "make": partial(_peer, here, teacher),
-            "judge": _judge(here, taught),
-            "steps": steps,
-        }
-        | own,
-    )
-
-
-def teaches_itself(scheme: Piece) -> bool:
-    """Whether a scheme needs no teacher: the student, its peers or the labels teach."""
-    return "teachers" not in asks(scheme.function)
-
-
-def _peer(here: Setting, teacher: nn.Module | None, number: int) -> nn.Module:
-    """Another student of the same make, begun by a seed of its own."""
-    return build_student(here, teacher, here.recipe.seed + 1000 * number)
-
-
-def _judge(here: Setting, taught: Teaching) -> Callable[[Knowledge, Lesson], Tensor]:
-    """What a peer's answers cost: the recipe's losses over logits, beside the true labels."""
-    terms = [term for term in taught.terms if not term.layers] or [distill.term(here.task.loss)]
-
-    def judge(knowledge: Knowledge, lesson: Lesson) -> Tensor:
-        cost: Tensor = distill.Objective(terms, knowledge, lesson.teacher)(knowledge, lesson)[0]
-        return cost
-
-    return judge
-
-
-def asking(here: Setting, taught: Teaching) -> Any:
-    """How the teacher is asked: in the engine's number format, for the layers that are compared."""
-
-    def forward(model: nn.Module, batch: Batch) -> Knowledge:
-        with here.engine.autocast():
-            return here.task.forward(model, batch, taught.teacher_layers)
-
-    return forward
-
-
-def facts_of(here: Setting, teacher: nn.Module, taught: Teaching) -> dict[str, Any]:
-    """What decides the teacher's answers beside its weights."""
-    return here.task.preprocessing(teacher) | {
-        "layers": list(taught.teacher_layers),
-        "precision": here.engine.precision,
-    }
-
-
-def how_kept(scheme: Piece) -> dict[str, Any]:
-    """What a store keeps of an answer, as the scheme's options say."""
-    return {name: chosen(scheme.function, name) for name in ("top", "features")}
-
-
-def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book: Book) -> None:
-    """Ask the teacher once for everything that training will need, where the scheme keeps it."""
-    if teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
-        return
-    if not any(term.needs_teacher for term in taught.terms):
-        return
-    start = time.monotonic()
-    folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
-    total, done = here.task.size("train"), 0
-    facts, kept = facts_of(here, teacher, taught), how_kept(here.plan.teach)
-    with (
-        teach.open_store(folder, teacher, facts, **kept) as known,
-        here.screen.bar("Asking the teacher") as advance,
-    ):
-
-        def progress(rows: int) -> None:
-            nonlocal done
-            done += rows
-            advance(done, total, "texts")
-
-        asked = teach.fill(known, here.task.sweep("train"), teacher, asking(here, taught), progress)
-        book.plan["knowledge"] = known.info()
-    known_rows, size = len(known), known.bytes / 1e6
-    here.screen.say(f"Knowledge: {known_rows} rows, {size:.1f} MB; {asked} asked now.")
-    book.seconds["knowledge"] = time.monotonic() - start
 
 
 def follow_steps(

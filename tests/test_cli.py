@@ -351,7 +351,7 @@ def test_what_the_user_can_mend_is_one_sentence_and_exit_code_two(
 def test_a_misspelt_loss_is_answered_with_its_line_and_the_nearest_name(
     ask: Ask, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.yaml").write_text(RECIPE.replace("response.kl", "response.lk"), "utf-8")
+    (tmp_path / "bad.yaml").write_text(RECIPE.replace("response.kl", "response.kll"), "utf-8")
     sentence = refused(ask(f"run {tmp_path / 'bad.yaml'}"))
     assert "bad.yaml:8: " in sentence
     assert "did you mean 'response.kl'?" in sentence

@@ -805,6 +805,13 @@ def test_mgd_projects_only_where_the_widths_differ() -> None:
     assert feature.mgd(narrow, wide).project.weight.shape == (4, 3)
 
 
+def test_a_review_is_as_wide_as_the_deepest_stage_but_never_wider_than_512() -> None:
+    for deepest, width in ((3, 3), (600, 512)):
+        stages = [torch.zeros(1, 2, 4), torch.zeros(1, 2, deepest)]
+        shapes = [each.enter.weight.shape for each in feature.review(stages, stages).fusions]
+        assert shapes == [(width, 4), (width, deepest)]
+
+
 def test_the_paraphraser_learns_from_its_reconstruction_alone() -> None:
     student, teacher = given(NARROW), given(WIDE)
     module = feature.ft(student, teacher)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from attar import export, forecast, measure, pipeline
+from attar import casting, export, forecast, measure, pipeline, schooling
 from attar.errors import LayerError
 from attar.forecast import Forecast, Stage
 from attar.setting import Book, Setting, begin
@@ -90,9 +90,9 @@ def done(here: Setting) -> dict[str, Any]:
     """What of a run costs time, but the report."""
     book = Book()
     teacher = pipeline.find_teacher(here, book)
-    student = pipeline.build_student(here, teacher)
-    taught = pipeline.teaching(here, teacher, student, book)
-    pipeline.fill_store(here, teacher, taught, book)
+    student = casting.build_student(here, teacher)
+    taught = schooling.teaching(here, teacher, student, book)
+    schooling.fill_store(here, teacher, taught, book)
     _, begun = pipeline.follow_steps(here, teacher, student, taught, book)
     assert begun is not None
     pipeline.train_baselines(here, teacher, taught, book, *begun)
@@ -179,11 +179,11 @@ def test_a_store_that_is_half_full_takes_half_the_time(world: Path) -> None:
     here = setting(world)
     book = Book()
     teacher = pipeline.find_teacher(here, book)
-    student = pipeline.build_student(here, teacher)
-    taught = pipeline.teaching(here, teacher, student, book)
+    student = casting.build_student(here, teacher)
+    taught = schooling.teaching(here, teacher, student, book)
     assert teacher is not None
     first = next(here.task.sweep("train", batch_size=45))
-    next(iter(pipeline.lessons(here, teacher, taught, iter([first]))))
+    next(iter(schooling.lessons(here, teacher, taught, iter([first]), student, here.engine, 1)))
     look = forecast._look(here, pipeline.cast(here, Book()))
     assert forecast._knowledge(look).seconds == pytest.approx(45 * look.asking)
 

@@ -21,7 +21,7 @@ GROUND = {"types", "errors", "resolve", "taps", "store", "engine", "recipe", "re
 ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export", "measure"}
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
-    *("screen", "setting", "doctor", "forecast", "starter"),
+    *("screen", "setting", "casting", "schooling", "doctor", "forecast", "starter"),
 }
 
 WORDS = {
@@ -69,7 +69,7 @@ FORBIDDEN_WORDS = {
 }
 
 FILE_LINES, FUNCTION_LINES = 400, 60
-LONGER = {"pipeline.py": 500}
+LONGER: dict[str, int] = {}
 """Files that are over the limit today, and may not grow."""
 
 every_file = pytest.mark.parametrize("file", FILES)

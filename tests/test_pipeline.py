@@ -13,14 +13,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from attar import pipeline
+from attar import casting
 from attar.arms import trained
 from attar.baselines import Arm
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
-from attar.pipeline import arm_folder, baseline_arms, cast, lessons, run
+from attar.pipeline import arm_folder, baseline_arms, cast, run
 from attar.recipe import read
+from attar.schooling import lessons
 from attar.screen import Silent
 from attar.setting import Book, begin
 
@@ -55,7 +56,7 @@ def folders(said: dict[str, Any], out: Path) -> dict[str, str]:
         arm.name: arm_folder(here, arm, found.student, step, found.teacher, found.taught).name
         for arm in arms
     }
-    teacher = pipeline.teacher_kept(here)
+    teacher = casting.teacher_kept(here)
     assert teacher is not None
     return kept | {"teacher": teacher.name}
 

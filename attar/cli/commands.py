@@ -112,7 +112,7 @@ def teach(
     trust: Trust = False,
 ) -> None:
     """Only ask the teacher, and keep what it says: the first part of a run."""
-    from attar import pipeline
+    from attar import casting, pipeline, schooling
     from attar.setting import Book
 
     here = _begin(recipe, out, seed, settings, trust)
@@ -121,11 +121,11 @@ def teach(
         raise RecipeError(f"{place}: only `teach: offline` with a teacher keeps its knowledge")
     book = Book()
     teacher = pipeline.find_teacher(here, book)
-    student = pipeline.build_student(here, teacher)
-    taught = pipeline.teaching(here, teacher, student, book)
+    student = casting.build_student(here, teacher)
+    taught = schooling.teaching(here, teacher, student, book)
     if not any(term.needs_teacher for term in taught.terms):
         raise RecipeError(f"{here.recipe.place('losses')}: no loss asks for the teacher")
-    pipeline.fill_store(here, teacher, taught, book)
+    schooling.fill_store(here, teacher, taught, book)
 
 
 @app.command("list")

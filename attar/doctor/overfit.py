@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attar import distill, pipeline, teach
+from attar import distill, schooling, teach
 from attar.doctor.finding import Finding
 from attar.resolve import ask, chosen
 from attar.setting import Cast, Setting
@@ -69,7 +69,7 @@ def _constant(here: Setting, cast: Cast) -> tuple[distill.Term, ...]:
 def _taught(here: Setting, cast: Cast, batches: Sequence[Batch]) -> Iterator[Lesson]:
     if cast.teacher is None:
         return teach.alone(batches)
-    return teach.online(batches, [cast.teacher], pipeline.asking(here, cast.taught))
+    return teach.online(batches, [cast.teacher], schooling.asking(here, cast.taught))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from attar import arms, distill, measure, pipeline, teach, teachers
+from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
 from attar.baselines import Arm
 from attar.distill.loop import Watch
 from attar.doctor import machine
@@ -55,7 +55,7 @@ def forecast(here: Setting) -> Forecast:
     cast = pipeline.cast(here, book)
     stages = [Stage("reading and loading", time.perf_counter() - start)]
     look = _look(here, cast)
-    if pipeline.teacher_kept(here) is not None:
+    if casting.teacher_kept(here) is not None:
         stages.append(_teacher(look))
     if cast.teacher is not None and here.plan.teach is not None:
         stages += [_knowledge(look)] if here.plan.teach.name == "offline" else []
@@ -117,14 +117,10 @@ def _some(here: Setting, batches: int = 4) -> list[Batch]:
 def _asking(here: Setting, cast: Cast, some: Sequence[Batch]) -> tuple[float, float]:
     """Seconds and bytes of what the teacher knows of a text, put into a store."""
     assert cast.teacher is not None
-    forward = pipeline.asking(here, cast.taught)
+    forward = schooling.asking(here, cast.taught)
     teach.ask(cast.teacher, some[0], forward)
-    offline = here.plan.teach is not None and here.plan.teach.name == "offline"
-    kept = pipeline.how_kept(here.plan.teach) if offline and here.plan.teach else {}
-    with (
-        TemporaryDirectory() as folder,
-        teach.open_store(folder, cast.teacher, {}, **kept) as known,
-    ):
+    kept = schooling.how_kept(here)
+    with TemporaryDirectory() as at, teach.open_store(at, cast.teacher, {}, **kept) as known:
         start = time.perf_counter()
         rows = teach.fill(known, some, cast.teacher, forward)
         return (time.perf_counter() - start) / rows, known.bytes / rows
@@ -222,8 +218,8 @@ def _knowledge(look: _Look) -> Stage:
     assert here.plan.teach is not None
     keys = list({key for batch in here.task.sweep("train") for key in batch.keys})
     folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
-    facts = pipeline.facts_of(here, cast.teacher, cast.taught)
-    kept = pipeline.how_kept(here.plan.teach)
+    facts = schooling.facts_of(here, cast.teacher, cast.taught)
+    kept = schooling.how_kept(here)
     known = teach.found_store(folder, cast.teacher, facts, **kept) if cast.trained else None
     missing = len(keys) if known is None else len(known.missing(keys))
     return Stage(
@@ -259,8 +255,8 @@ def _lessons(
     """The recipe's lessons; what a store would give is asked for before the clock starts."""
     teaches = here.plan.teach
     if cast.teacher is None or teaches is None or teaches.name != "offline":
-        return pipeline.lessons(here, cast.teacher, cast.taught, batches, *training)
-    forward = pipeline.asking(here, cast.taught)
+        return schooling.lessons(here, cast.teacher, cast.taught, batches, *training)
+    forward = schooling.asking(here, cast.taught)
     return cycle(list(teach.online(islice(batches, 4), [cast.teacher], forward)))
 
 
@@ -308,7 +304,7 @@ def _bridges(look: _Look) -> int:
     batch = next(here.task.sweep("train", batch_size=2))
     forward = partial(here.task.forward, layers=cast.taught.student_layers)
     mine = teach.ask(cast.student, batch, forward)
-    its = teach.ask(cast.teacher, batch, pipeline.asking(here, cast.taught))
+    its = teach.ask(cast.teacher, batch, schooling.asking(here, cast.taught))
     return measure.parameters(distill.Objective(cast.taught.terms, mine, its))
 
 

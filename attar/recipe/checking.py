@@ -204,6 +204,12 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
     return resolved
 
 
+def _teaches_alone(scheme: Function) -> bool:
+    """Whether a scheme needs no teacher: it has the student, its peers, a store, the classes."""
+    asked = asks(scheme)
+    return "teachers" not in asked and set(asked) != {"batches"}
+
+
 def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
     if recipe.student is None and recipe.teacher is None:
         yield ("steps",), "there is no model to work on: name a student, a teacher, or both"
@@ -220,8 +226,7 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
             continue
         if recipe.teach is None:
             yield ("losses", index), f"{term.name} needs somebody to teach, and teach is null"
-        elif recipe.teacher is None and "teachers" in asks(recipe.teach.function):
-            # Any other scheme can teach by itself: the student's moving average, its peers.
+        elif recipe.teacher is None and not _teaches_alone(recipe.teach.function):
             yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"
     if recipe.baselines and sum(step.name == "distill" for step in recipe.steps) > 1:
         yield ("baselines",), "baselines repeat one distill step, and this recipe has several"

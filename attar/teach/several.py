@@ -46,6 +46,8 @@ def ensemble(
     """
     if others and load is None:
         raise RecipeError("ensemble can't load its other teachers here; give them as models.")
+    if not teachers and not others:
+        raise RecipeError("ensemble asks at least one teacher.")
     teachers = [*teachers, *(load(name) for name in others if load is not None)]
     if weights and (len(weights) != len(teachers) or min(weights) <= 0):
         raise RecipeError(

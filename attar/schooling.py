@@ -1,0 +1,165 @@
+"""How the recipe's student is taught: terms, paired layers, and whose answers the lessons hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from attar import distill, teach
+from attar.baselines import untaught
+from attar.casting import build_student
+from attar.engine import local
+from attar.errors import RecipeError
+from attar.recipe import Piece
+from attar.resolve import ask, asks, chosen, compares
+from attar.setting import Book, Setting, Teaching
+from attar.tasks.text import classification
+from attar.types import Batch, Knowledge, Lesson
+
+
+def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book: Book) -> Teaching:
+    """The recipe's losses as terms, their layers paired, and the pairs written down and told."""
+    terms, pairs = [], {}
+    own = here.plan.teach is not None and teaches_itself(here.plan.teach)
+    who = student if own else teacher
+    for choice in here.plan.losses:
+        function = choice.function
+        if choice.name == "task":
+            function = partial(function, here.task)
+        layers = choice.layers
+        kind = compares(function)
+        if kind != "Logits" and not isinstance(layers, dict):
+            if who is None:
+                raise RecipeError(
+                    f"{choice.name} needs its layers: {{student path: teacher path}}."
+                )
+            batch = next(here.task.sweep("train", batch_size=2))
+            run_once = partial(_run_once, here.task, batch)
+            layers = distill.pair(student, who, run_once, kind, layers or "auto")
+        term = distill.term(function, choice.weight, layers=layers or None)  # type: ignore[arg-type]
+        terms.append(term)
+        if layers:
+            pairs[choice.name] = [{"student": s, "teacher": t} for s, t in layers.items()]  # type: ignore[union-attr]
+    for name, found in pairs.items():
+        for pair in found:
+            here.screen.say(f"{name}: student {pair['student']} <- teacher {pair['teacher']}")
+    book.plan["layers"] = pairs
+    mine = [path for term in terms for path in term.layers]
+    its = [path for term in terms for path in term.layers.values()]
+    return Teaching(tuple(terms), tuple(dict.fromkeys(mine)), tuple(dict.fromkeys(its)))
+
+
+def _run_once(task: classification, batch: Batch, model: nn.Module) -> Knowledge:
+    return task.forward(model, batch)
+
+
+def lessons(
+    here: Setting,
+    teacher: nn.Module | None,
+    taught: Teaching,
+    batches: Iterable[Batch],
+    student: nn.Module,
+    engine: local,
+    steps: int,
+) -> Iterable[Lesson]:
+    """The recipe's scheme over some batches; where nobody can teach, the labels alone."""
+    if here.plan.teach is None or (
+        teacher is None and "teachers" in asks(here.plan.teach.function)
+    ):
+        return untaught(batches)
+    own = {} if teacher is None else {"facts": facts_of(here, teacher, taught)}
+    return ask(  # type: ignore[no-any-return]
+        here.plan.teach.function,
+        {
+            "batches": batches,
+            "teachers": [] if teacher is None else [teacher],
+            "student": student,
+            "forward": asking(here, taught),
+            "cache": here.cache,
+            "engine": engine,
+            "classes": here.task.classes,
+            "load": here.task.load,
+            "make": partial(_peer, here, teacher),
+            "judge": _judge(here, taught),
+            "steps": steps,
+        }
+        | own,
+    )
+
+
+def teaches_itself(scheme: Piece) -> bool:
+    """Whether what teaches is made of the student: its average, its later layers, its peers."""
+    asked = asks(scheme.function)
+    return "student" in asked and "teachers" not in asked
+
+
+def _peer(here: Setting, teacher: nn.Module | None, number: int) -> nn.Module:
+    """Another student of the same make, begun by a seed of its own."""
+    return build_student(here, teacher, here.recipe.seed + 1000 * number)
+
+
+def _judge(here: Setting, taught: Teaching) -> Callable[[Knowledge, Lesson], Tensor]:
+    """What a peer's answers cost: the recipe's losses over logits, beside the true labels."""
+    terms = [term for term in taught.terms if not term.layers] or [distill.term(here.task.loss)]
+
+    def judge(knowledge: Knowledge, lesson: Lesson) -> Tensor:
+        cost: Tensor = distill.Objective(terms, knowledge, lesson.teacher)(knowledge, lesson)[0]
+        return cost
+
+    return judge
+
+
+def asking(here: Setting, taught: Teaching) -> Any:
+    """How the teacher is asked: in the engine's number format, for the layers that are compared."""
+
+    def forward(model: nn.Module, batch: Batch) -> Knowledge:
+        with here.engine.autocast():
+            return here.task.forward(model, batch, taught.teacher_layers)
+
+    return forward
+
+
+def facts_of(here: Setting, teacher: nn.Module, taught: Teaching) -> dict[str, Any]:
+    """What decides the teacher's answers beside its weights."""
+    return here.task.preprocessing(teacher) | {
+        "layers": list(taught.teacher_layers),
+        "precision": here.engine.precision,
+    }
+
+
+def how_kept(here: Setting) -> dict[str, Any]:
+    """What a store keeps of an answer, as the options of `offline` say."""
+    if here.plan.teach is None or here.plan.teach.name != "offline":
+        return {}
+    return {name: chosen(here.plan.teach.function, name) for name in ("top", "features")}
+
+
+def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book: Book) -> None:
+    """Ask the teacher once for everything that training will need, where the scheme keeps it."""
+    if teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
+        return
+    if not any(term.needs_teacher for term in taught.terms):
+        return
+    start = time.monotonic()
+    folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
+    total, done = here.task.size("train"), 0
+    facts, kept = facts_of(here, teacher, taught), how_kept(here)
+    with (
+        teach.open_store(folder, teacher, facts, **kept) as known,
+        here.screen.bar("Asking the teacher") as advance,
+    ):
+
+        def progress(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance(done, total, "texts")
+
+        asked = teach.fill(known, here.task.sweep("train"), teacher, asking(here, taught), progress)
+        book.plan["knowledge"] = known.info()
+    known_rows, size = len(known), known.bytes / 1e6
+    here.screen.say(f"Knowledge: {known_rows} rows, {size:.1f} MB; {asked} asked now.")
+    book.seconds["knowledge"] = time.monotonic() - start
