@@ -204,6 +204,14 @@ def test_the_weights_of_adaptive_kl_and_wsl_send_back_no_gradient() -> None:
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
 
 
+def test_taid_sends_no_gradient_through_what_lies_between() -> None:
+    student, teacher = torch.randn(2, 6, 5)
+    between = (0.7 * teacher + 0.3 * student).softmax(-1)
+    student.requires_grad_()
+    (slope,) = torch.autograd.grad(response.taid(student, teacher, HALF_WAY), student)
+    torch.testing.assert_close(slope, (student.softmax(-1) - between).detach() / 6)
+
+
 # The temperature that learns
 
 
@@ -252,6 +260,12 @@ def test_ctkd_makes_its_task_harder() -> None:
 def test_ctkd_refuses_a_temperature_that_could_be_zero(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="T must stay above 0"):
         response.ctkd(torch.zeros(1, 2), torch.zeros(1, 2), **options)
+
+
+def test_ctkd_without_a_span_stays_at_its_lowest_temperature() -> None:
+    student, teacher = torch.randn(2, 6, 5)
+    fixed = response.ctkd(student, teacher, lowest=0.5, span=0)(student, teacher, 1.0)
+    torch.testing.assert_close(fixed, response.kl(student, teacher, temperature=0.5))
 
 
 # What is refused
