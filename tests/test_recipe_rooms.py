@@ -249,6 +249,7 @@ RIGHT = [
     "teacher: null\nteach: self_ema\nlosses: [kl]",
     "student: null\nsteps: [quantize.int8, export.onnx: {opset: 17}]",
     "losses: [kl: {weight: 2, layers: auto}, kl: {weight: linear, layers: {a: b}}]",
+    "losses: [kl: {temperature: {linear: {start: 4, end: 1}}}]",
     "losses: [dkd: {alpha: 1}]",
     "steps: [distill: {betas: [0.9, 1]}]",
     "steps: [distill: , quantize.int8: {kind: static}]",
@@ -382,7 +383,7 @@ def test_the_schema_tells_an_editor_types_defaults_and_what_things_are() -> None
     assert kl["properties"]["temperature"] == {
         "default": 1.0,
         "description": "of both softmaxes",
-        "type": "number",
+        "oneOf": [{"type": "number"}, {"$ref": "#/$defs/weight"}],
     }
     assert list(kl["properties"]) == ["weight", "layers", "temperature"]
 

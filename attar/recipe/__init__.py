@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attar.recipe.checking import ROOMS, Piece, Resolved, Term, check
+from attar.recipe.checking import ROOMS, Piece, Resolved, Term, check, teaches_alone
 from attar.recipe.editor import json_schema
 from attar.recipe.paper import Choice, Recipe
 from attar.recipe.reading import read
@@ -17,4 +17,5 @@ __all__ = [
     "check",
     "json_schema",
     "read",
+    "teaches_alone",
 ]

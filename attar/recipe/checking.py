@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from attar.errors import RecipeError
 from attar.recipe.dialect import Trail
 from attar.recipe.paper import Choice, Recipe, as_choice
-from attar.resolve import Function, Room, asks, bind, faults, find, options
+from attar.resolve import Function, Room, asks, bind, chosen, faults, find, options
 
 ROOMS: dict[str, Room] = {
     "task": "attar.tasks",
@@ -204,10 +204,13 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
     return resolved
 
 
-def _teaches_alone(scheme: Function) -> bool:
-    """Whether a scheme needs no teacher: it has the student, its peers, a store, the classes."""
+def teaches_alone(scheme: partial[Any]) -> bool:
+    """Whether a scheme needs no teacher: it has the student, its peers, a store, teachers of its
+    own, the classes."""
     asked = asks(scheme)
-    return "teachers" not in asked and set(asked) != {"batches"}
+    if "teachers" in asked:
+        return bool(chosen(scheme, "others"))
+    return set(asked) != {"batches"}
 
 
 def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
@@ -226,7 +229,7 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
             continue
         if recipe.teach is None:
             yield ("losses", index), f"{term.name} needs somebody to teach, and teach is null"
-        elif recipe.teacher is None and not _teaches_alone(recipe.teach.function):
+        elif recipe.teacher is None and not teaches_alone(recipe.teach.function):
             yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"
     if recipe.baselines and sum(step.name == "distill" for step in recipe.steps) > 1:
         yield ("baselines",), "baselines repeat one distill step, and this recipe has several"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,12 @@ from attar.resolve import Function, Room, describe, names, schema
 OWN_CODE = "^.+:[^:]+$"
 """How a name looks that is looked up in the user's own file."""
 
+_SCHEDULE = {"$ref": "#/$defs/weight"}
+
 _TERM: dict[str, Any] = {
     "weight": {
         "description": "how much the loss counts: a number, or a schedule",
-        "oneOf": [{"type": "number"}, {"$ref": "#/$defs/weight"}],
+        "oneOf": [{"type": "number"}, _SCHEDULE],
         "default": 1.0,
     },
     "layers": {
@@ -41,7 +44,7 @@ def json_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
     """
     shared: dict[str, Any] = {}
     for key, room in rooms.items():
-        known = {name: _options(name, f, shared) for name, f in names(room).items()}
+        known = {name: _options(key, name, f, shared) for name, f in names(room).items()}
         if key == "losses":
             known = {
                 name: about | {"properties": _TERM | about["properties"]}
@@ -58,6 +61,15 @@ def json_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": shared,
     }
+
+
+def _moving(option: dict[str, Any]) -> dict[str, Any]:
+    """An option of a loss that is a number, or follows a schedule."""
+    if option.get("type") != "number":
+        return option
+    told = {key: option[key] for key in ("default", "description") if key in option}
+    number = {key: value for key, value in option.items() if key not in told}
+    return told | {"oneOf": [number, _SCHEDULE]}
 
 
 def _key(key: str) -> dict[str, Any]:
@@ -89,13 +101,15 @@ def _choice(known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _options(name: str, function: Function, shared: dict[str, Any]) -> dict[str, Any]:
+def _options(key: str, name: str, function: Function, shared: dict[str, Any]) -> dict[str, Any]:
     about = schema(function).model_json_schema()
     shared |= about.pop("$defs", {})
     options = {
         option: {key: value for key, value in said.items() if key != "title"}
         for option, said in about.get("properties", {}).items()
     }
+    if key == "losses" and not inspect.isclass(function):  # what is built once can't move
+        options = {option: _moving(said) for option, said in options.items()}
     # `name:` with nothing after it sets no option, which is right where none is required.
     type_ = "object" if about.get("required") else ["object", "null"]
     return about | {
