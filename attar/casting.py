@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from attar import arms
-from attar.resolve import ask, asks
+from attar.errors import AttarError, ModelError
+from attar.recipe import Piece
+from attar.resolve import ask, asks, find
 from attar.setting import Setting
 from attar.store import fingerprint
+
+
+def load(here: Setting, name: str, **how: Any) -> nn.Module:
+    """A model by the name a recipe gives it: any that the task knows, or what own code builds.
+
+    how: options of the task's `load`
+    Raises RecipeError for own code without trust, ModelError where no model comes of it.
+    """
+    source, colon, function = name.rpartition(":")
+    if not colon or source == "package" or not function.isidentifier():
+        return here.task.load(name, **how)
+    build = find((), name, trust=here.trust)
+    return here.task.load(_told(name, lambda: ask(build, given(here))), **how)
+
+
+def made(here: Setting, piece: Piece, *, also: dict[str, Any]) -> nn.Module:
+    """The model that a piece of the recipe stands for, attar's own or the user's.
+
+    also: what the piece may ask for beside the task, its classes and the loader
+    """
+
+    def build() -> Any:
+        return ask(piece.function, given(here) | also)
+
+    return here.task.load(_told(piece.name, build) if ":" in piece.name else build())
+
+
+def given(here: Setting) -> dict[str, Any]:
+    """What whatever makes a model may ask for."""
+    classes = list(here.task.classes)
+    return {"task": here.task, "classes": classes, "load": partial(load, here)}
+
+
+def _told(name: str, build: Callable[[], Any]) -> Any:
+    """What own code builds; whatever it raises is said in one sentence."""
+    try:
+        return build()
+    except AttarError:
+        raise
+    except Exception as error:  # it is the user's code: anything can happen in it
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise ModelError(f"{name} gave no model: {type(error).__name__}: {reason}.") from error
 
 
 def teacher_kept(here: Setting) -> Path | None:
@@ -41,14 +88,5 @@ def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = N
         assert teacher is not None
         return copy.deepcopy(teacher)
     torch.manual_seed(here.recipe.seed if seed is None else seed)
-    student = ask(
-        here.plan.student.function,
-        {
-            "teacher": teacher,
-            "texts": here.task.texts,
-            "classes": list(here.task.classes),
-            "max_length": here.task.max_length,
-            "load": here.task.load,
-        },
-    )
-    return here.task.load(student)
+    also = {"teacher": teacher, "texts": here.task.texts, "max_length": here.task.max_length}
+    return made(here, here.plan.student, also=also)

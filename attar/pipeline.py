@@ -16,7 +16,7 @@ from torch import nn
 
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
-from attar.casting import build_student, built, teacher_kept
+from attar.casting import build_student, built, made, teacher_kept
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, RecipeError
@@ -25,7 +25,7 @@ from attar.recipe import Piece, Recipe
 from attar.report import Report
 from attar.resolve import ask, chosen
 from attar.results import Entry, assemble
-from attar.schooling import facts_of, fill_store, lessons, teaching
+from attar.schooling import answers_at_hand, fill_store, lessons, teaching, who_answers
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
@@ -78,6 +78,7 @@ def _rehearse(here: Setting) -> None:
             raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
+    who_answers(quiet, models.teacher, models.taught)
     list(baseline_arms(quiet, models.teacher, untaught))
     for step in here.plan.steps:
         given = {"steps", "epochs"} & set(step.function.keywords)
@@ -125,13 +126,7 @@ def _as_it_is(
     folder = teacher_kept(here)
     torch.manual_seed(here.recipe.seed)
     if folder is None:
-        given = {
-            "task": here.task,
-            "classes": list(here.task.classes),
-            "load": here.task.load,
-            "student_of": student_of,
-        }
-        return here.task.load(ask(here.plan.teacher.function, given)), True
+        return made(here, here.plan.teacher, also={"student_of": student_of}), True
     known = arms.found(folder, partial(built, here))
     return (built(here), False) if known is None else (known[0], True)
 
@@ -157,7 +152,8 @@ def _untrained(here: Setting, recipe: str) -> nn.Module:
 def _other(here: Setting, recipe: str) -> Setting:
     """Another recipe, by this one's seed and in a folder beside its results."""
     folder = here.out / "teachers" / Path(recipe).stem
-    there = begin(recipe, folder, overrides=[f"seed={here.recipe.seed}"], screen=here.screen)
+    seed = [f"seed={here.recipe.seed}"]
+    there = begin(recipe, folder, overrides=seed, trust=here.trust, screen=here.screen)
     if not any(step.name == "distill" for step in there.plan.steps):
         raise RecipeError(f"{recipe} has no distill step, so it has no student that could teach.")
     if there.task.classes != here.task.classes:
@@ -258,9 +254,7 @@ def arm_folder(
     # Weights don't tell everything: heads and dropout leave their shapes as they are.
     facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
     if arm.part == "train":
-        facts += [said["teach"]]
-    if arm.part == "train" and teacher is not None:
-        facts += [facts_of(here, teacher, taught), fingerprint(teacher)]
+        facts += [said["teach"], *who_answers(here, teacher, taught)]
     return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
 
 
@@ -319,6 +313,6 @@ def baseline_arms(here: Setting, teacher: nn.Module | None, scheme: Scheme) -> I
         if arm.needs_pool and not here.task.has_pool:
             here.screen.say(f"{arm.name} is left out: every training text has a label.")
             continue
-        if arm.needs_pool and teacher is None:
+        if arm.needs_pool and teacher is None and not answers_at_hand(here):
             raise RecipeError(f"The baseline {arm.name} needs a teacher: add the key teacher.")
         yield arm

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from attar import distill, teach
 from attar.baselines import untaught
-from attar.casting import build_student
+from attar.casting import build_student, load
 from attar.engine import local
 from attar.errors import RecipeError
-from attar.recipe import Piece
+from attar.recipe import Piece, teaches_alone
 from attar.resolve import ask, asks, chosen, compares
 from attar.setting import Book, Setting, Teaching
+from attar.store import fingerprint
 from attar.tasks.text import classification
+from attar.teach.stored import opened
 from attar.types import Batch, Knowledge, Lesson
 
 
@@ -67,11 +69,8 @@ def lessons(
     steps: int,
 ) -> Iterable[Lesson]:
     """The recipe's scheme over some batches; where nobody can teach, the labels alone."""
-    if here.plan.teach is None or (
-        teacher is None and "teachers" in asks(here.plan.teach.function)
-    ):
+    if here.plan.teach is None or (teacher is None and not teaches_alone(here.plan.teach.function)):
         return untaught(batches)
-    own = {} if teacher is None else {"facts": facts_of(here, teacher, taught)}
     return ask(  # type: ignore[no-any-return]
         here.plan.teach.function,
         {
@@ -82,12 +81,12 @@ def lessons(
             "cache": here.cache,
             "engine": engine,
             "classes": here.task.classes,
-            "load": here.task.load,
+            "load": partial(load, here, partly=True),
             "make": partial(_peer, here, teacher),
             "judge": _judge(here, taught),
             "steps": steps,
-        }
-        | own,
+            "facts": facts_of(here, teacher, taught),
+        },
     )
 
 
@@ -123,12 +122,36 @@ def asking(here: Setting, taught: Teaching) -> Any:
     return forward
 
 
-def facts_of(here: Setting, teacher: nn.Module, taught: Teaching) -> dict[str, Any]:
-    """What decides the teacher's answers beside its weights."""
-    return here.task.preprocessing(teacher) | {
-        "layers": list(taught.teacher_layers),
-        "precision": here.engine.precision,
-    }
+def facts_of(here: Setting, teacher: nn.Module | None, taught: Teaching) -> dict[str, Any]:
+    """What decides the teacher's answers beside its weights; without it, what is asked of them."""
+    layers = list(taught.teacher_layers)
+    if teacher is None:
+        classes = list(here.task.classes)
+        return {"max_length": here.task.max_length, "classes": classes, "layers": layers}
+    own = here.task.preprocessing(teacher)
+    return own | {"layers": layers, "precision": here.engine.precision}
+
+
+def who_answers(here: Setting, teacher: nn.Module | None, taught: Teaching) -> list[Any]:
+    """What decides the lessons beside what the recipe says: whose answers they hold."""
+    facts: list[Any] = []
+    if teacher is not None:
+        facts += [facts_of(here, teacher, taught), fingerprint(teacher)]
+    if here.plan.teach is None:
+        return facts
+    for name in chosen(here.plan.teach.function, "others") or ():
+        other = load(here, name, partly=True)
+        facts += [fingerprint(other, **here.task.preprocessing(other))]
+    if here.plan.teach.name == "stored":
+        folder = here.plan.teach.function.keywords["store"]
+        facts += [opened(folder, facts_of(here, teacher, taught)).manifest["teacher"]]
+    return facts
+
+
+def answers_at_hand(here: Setting) -> bool:
+    """Whether a recipe without a teacher has the answers of others: loaded by name, or stored."""
+    scheme = here.plan.teach
+    return scheme is not None and bool(scheme.name == "stored" or chosen(scheme.function, "others"))
 
 
 def how_kept(here: Setting) -> dict[str, Any]:

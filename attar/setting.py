@@ -20,7 +20,10 @@ from attar.tasks.text import classification
 
 @dataclass(frozen=True)
 class Setting:
-    """What stands before any model does: the recipe, its names looked up, its data read."""
+    """What stands before any model does: the recipe, its names looked up, its data read.
+
+    trust: whether names with a colon may run the user's own code
+    """
 
     recipe: Recipe
     plan: Resolved
@@ -30,6 +33,7 @@ class Setting:
     cache: Path
     screen: Screen
     command: str
+    trust: bool = False
 
 
 @dataclass
@@ -93,7 +97,7 @@ def begin(
         f"{len(task.classes)} classes."
     )
     engine = ask(plan.engine.function, {})
-    return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command)
+    return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
 
 
 def cache_folder() -> Path:

@@ -22,12 +22,13 @@ from attar.types import Count, Positive
 __all__ = ["born_again", "distilled", "finetune", "load"]
 
 
-def load(task: classification, *, model: str) -> nn.Module:
+def load(load: Callable[[str], nn.Module], *, model: str) -> nn.Module:
     """A model that is already trained for this task's classes.
 
-    model: folder, hub name, `package:NAME`, .onnx file
+    model: folder, hub name, `package:NAME`, .onnx or .keras file, or `my_model.py:build`, a
+        function of your own that gives a network
     """
-    teacher = task.load(model)
+    teacher = load(model)
     if "untrained_head" in vars(teacher):
         raise ModelError(
             f"{model} has no classification head of its own, so it can't teach as it is; train it "

@@ -69,6 +69,8 @@ def test_maps_by_hand() -> None:
     half = 0.5**0.5
     expected = ((1 - half) ** 2 + half**2) / 2
     assert attention.maps(student, teacher).item() == pytest.approx(expected, abs=1e-6)
+    wide = torch.cat([student, torch.zeros(1, 2, 5000)], -1)
+    assert attention.maps(wide, teacher).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_maps_sees_neither_the_sign_nor_the_scale_of_an_activation() -> None:
@@ -76,6 +78,8 @@ def test_maps_sees_neither_the_sign_nor_the_scale_of_an_activation() -> None:
     plain = attention.maps(student, teacher)
     torch.testing.assert_close(attention.maps(-7 * student, 0.3 * teacher), plain)
     torch.testing.assert_close(attention.maps(3e4 * student, 1e-2 * teacher, power=2), plain)
+    small, large = (attention.maps(n * student.abs(), teacher, power=4) for n in (1.0, -3e4))
+    torch.testing.assert_close(large, small)
 
 
 def test_maps_of_layers_of_any_width_are_compared() -> None:

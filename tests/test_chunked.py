@@ -93,6 +93,14 @@ def test_half_precision_and_a_batch_without_any_label_are_as_in_the_whole() -> N
     assert not slope.any()
 
 
+@pytest.mark.parametrize("loss", [response.dkd, response.nkd, response.wsl], ids=title)
+def test_a_single_row_with_a_label_is_the_mean_of_all(loss: Any) -> None:
+    told = arguments(loss, known=True)
+    alone = told | {"labels": told["labels"].index_fill(0, torch.arange(1, ROWS), -100)}
+    value = loss(**{name: each[:1] for name, each in told.items()})
+    torch.testing.assert_close(chunked(loss, 5)(**alone), value)
+
+
 class Largest(TorchDispatchMode):
     """Notes how many numbers the largest tensor made inside has, and how many are so large."""
 

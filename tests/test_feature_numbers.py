@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.losses import feature
-from attar.losses.feature.layers import Convolution, Standardization
+from attar.losses.feature.layers import Convolution, Standardization, linear
 from attar.losses.feature.places import averaging, laid_out
 from attar.resolve import names
 from attar.students.joined import Joined
@@ -77,6 +77,13 @@ BY_HAND: list[tuple[Loss, Any, Any, float]] = [
         tensor([1.0, 0.0], [1.0, 0.0], [1.0, 0.0]),
         tensor([1.0, 0.0], [2.0, 0.0], [0.0, 3.0]),
         2 * (math.log(4 / 3) * 2 / 3 + math.log(2 / 3) / 3) / 3,
+    ),
+    # Opposite rows are alike by 1e-7 and not by nothing: 2e-7 of a likelihood, against halves.
+    (
+        feature.pkt,
+        tensor([1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]),
+        torch.eye(3),
+        -(math.log(4e-7) + math.log(2)) / 3,
     ),
     # One neuron that looks at the first place, against one that looks at the second.
     (feature.nst, tensor([[5.0], [0.0]]), tensor([[0.0], [2.0]]), 2.0),
@@ -140,6 +147,25 @@ def test_srd_by_hand() -> None:
         nn.init.ones_(loss.project.weight)
         assert loss(student, teacher).item() == pytest.approx(math.log(2**power + 1e-3**power))
     assert loss(-student, teacher).item() == pytest.approx(math.log(1e-12))
+
+
+def test_srd_blows_up_no_variance_of_a_ten_thousandth() -> None:
+    """Rows of 0.01 and -0.01 vary by 1e-4, to which as much is added: they are ±1 / √2."""
+    student, teacher = tensor([0.01], [-0.01]), tensor([-100.0], [100.0])
+    loss = feature.srd(student, teacher, power=2.0)
+    nn.init.ones_(loss.project.weight)
+    expected = 2 * math.log(1 + 0.5**0.5)
+    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ft_of_a_teacher_that_says_nothing_by_hand() -> None:
+    """Its mean square counts as a thousandth squared; so a reconstruction of 1/500 is 4 off."""
+    nothing = torch.zeros(2, 3, 4)
+    loss = feature.ft(nothing, nothing)
+    for each in loss.parameters():
+        nn.init.zeros_(each)
+    nn.init.constant_(loss.reader[2].bias, 2e-3)
+    assert loss(nothing, nothing).item() == pytest.approx(4.0, rel=1e-5)
 
 
 def test_ofd_by_hand() -> None:
@@ -528,10 +554,24 @@ def test_a_convolution_of_square_maps_is_torchs_own() -> None:
 
 
 def test_standardization_is_torchs_batch_normalization() -> None:
-    features = 3 * torch.randn(ROWS, LENGTH, OURS) + 1
-    expected = F.batch_norm(features[REAL], None, None, training=True)
-    torch.testing.assert_close(Standardization(OURS)(features, REAL)[REAL], expected)
-    torch.testing.assert_close(Standardization(OURS)(features[REAL]), expected)
+    for scale in (3, 0.003):  # the second varies by no more than what is added
+        features = scale * torch.randn(ROWS, LENGTH, OURS) + 1
+        expected = F.batch_norm(features[REAL], None, None, training=True)
+        layer = Standardization(OURS)
+        torch.testing.assert_close(layer(features, REAL)[REAL], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer(features[REAL]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_begin_as_widely_as_torchs_own() -> None:
+    random = torch.Generator().manual_seed(1)
+    layers = (
+        linear(16, 64, random),
+        *(Convolution(16, 64, way, random) for way in ("line", "square")),
+    )
+    for layer, seen in zip(layers, (16, 48, 144), strict=True):
+        for each in (layer.weight, layer.bias):
+            assert 0.9 * seen**-0.5 < each.abs().max() <= seen**-0.5
+            assert each.mean().abs() < 0.2 * seen**-0.5
 
 
 def test_layers_of_several_square_sizes_are_taken_for_maps_and_others_for_lines() -> None:

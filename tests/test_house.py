@@ -49,6 +49,7 @@ DOORS = {
     "onnxscript": ("export/",),
     "onnx_ir": ("export/",),
     "onnxruntime": ("export/", "tasks/text/", "measure/"),
+    "keras": ("tasks/text/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "numpy": ("",),
@@ -59,7 +60,7 @@ DOORS = {
 
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
-    *("onnx", "onnxscript", "onnxruntime"),
+    *("onnx", "onnxscript", "onnxruntime", "keras"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

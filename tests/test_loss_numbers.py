@@ -24,7 +24,7 @@ BY_HAND = [
     (feature.mse, torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]]), 5.0),
     (feature.cosine, torch.tensor([[0.0, 2.0]]), torch.tensor([[5.0, 0.0]]), 1.0),
     (attention.mse, torch.full((1, 1, 2, 2), 0.5), torch.eye(2)[None, None], 0.25),
-    (attention.mse, torch.full((1, 1, 2, 2), -1e4), torch.eye(2)[None, None], 0.5),
+    (attention.mse, torch.full((1, 1, 2, 2), -100.0), 3 * torch.eye(2)[None, None], 4.5),
     (
         attention.kl,
         torch.tensor([[[[0.75, 0.25], [0.5, 0.5]]]]),

@@ -632,6 +632,10 @@ def test_seed_is_the_number_numpy_works_out_while_its_queue_turns() -> None:
                 turn += 1
 
 
+def test_seed_remembers_as_many_as_it_says() -> None:
+    assert relation.seed(torch.zeros(1, 5), torch.zeros(1, 3)).memory.shape == (4096, 3)
+
+
 def test_seed_by_hand() -> None:
     loss = relation.seed(
         torch.zeros(1, 2), torch.zeros(1, 2), queue=1, temperature=1.0, teacher_temperature=1.0

@@ -296,6 +296,14 @@ def test_taid_refuses_to_start_beyond_the_two(start: float) -> None:
         response.taid(EVEN, SURE, 0.5, start=start)
 
 
+def test_dist_correlates_classes_that_hardly_any_row_answers() -> None:
+    random = np.random.default_rng(3)
+    student, teacher = random.normal(size=(2, 4, 5)) - [0, 0, 0, 0, 14]  # to one in a million
+    expected = dist(student, teacher)
+    value = response.dist(torch.from_numpy(student), torch.from_numpy(teacher))
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_mlkd_refuses_to_compare_nothing() -> None:
     with pytest.raises(ValueError, match="name at least one"):
         response.mlkd(EVEN, SURE, temperatures=())

@@ -1,4 +1,4 @@
-"""The command line: `attar run`, `check`, `teach`, `list`, `report`, `init`, `doctor`, `schema`, `store`."""
+"""The command line: `attar run`, `check`, `teach`, `list`, `report`, `init`, `doctor`, ... (see `app`)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class _Load(Protocol):
 def pretrained(load: _Load, *, model: str) -> nn.Module:
     """A pretrained network with a new head for this task's classes.
 
-    load: the task's own loader
+    load: what makes a model of a name
     model: folder, hub name or `package:NAME`
     """
     return load(model, new_head=True)

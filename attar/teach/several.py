@@ -17,6 +17,15 @@ from attar.types import IGNORE, Batch, Forward, Knowledge, Lesson
 Load = Callable[[str], nn.Module]
 How = Literal["average", "confidence", "entropy", "best"]
 
+STEPS, SETTLED = 200, 1e-7
+"""At most so many steps towards a mixture over unlike classes; they end where none is longer."""
+
+FLAT = 1e-14
+"""What two teachers that share less than this mass of a row's classes say can't be compared."""
+
+UNHEARD = math.log(1e-12)
+"""The logarithm of what a class gets that none of a row's teachers knows: losses need a number."""
+
 
 def ensemble(
     batches: Iterable[Batch],
@@ -32,17 +41,22 @@ def ensemble(
 
     At temperature 1 a divergence from the mixture has the gradient of the weighted divergences.
     Mixing features is for teachers that began from the same weights; their widths must agree.
+    Teachers may know different classes (logits of -inf where one knows nothing). The mixture is
+    then the q that minimises Σ w KL(p || q over the teacher's classes, renormalised); where every
+    teacher knows every class that is the average.
 
     load: makes a model of what `others` names
-    others: teachers beside those given: folders or hub names
+    others: teachers beside those given: folders or hub names; of `transformers` models the classes
+        may be some of the task's
     how: what a teacher's share of a row's mixture is decided by: all alike; its cross-entropy with
         the true label (CA-MKD: the nearer, the more); its entropy (the surer, the more); or the
         one best teacher alone. Where a label is not known, entropy stands in for cross-entropy
     weights: fixed shares instead, one a teacher
     Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022,
-    equation 4; Kwon et al., Adaptive Knowledge Distillation based on Entropy, ICASSP 2020.
-    Raises RecipeError where the weights are not one positive number a teacher, LayerError where
-    the teachers' features are of different shapes.
+    equation 4; Kwon et al., Adaptive Knowledge Distillation based on Entropy, ICASSP 2020;
+    Vongkulbhisal et al., Unifying Heterogeneous Classifiers with Distillation, CVPR 2019.
+    Raises RecipeError where the weights are not one positive number a teacher or no teacher knows a
+    class, LayerError where the teachers' features are of different shapes.
     """
     if others and load is None:
         raise RecipeError("ensemble can't load its other teachers here; give them as models.")
@@ -63,9 +77,52 @@ def ensemble(
             else _shares(logs, batch.labels.to(logs.device), how)
         )
         shares = shares.to(logs.device)
+        known = ~logs.isneginf()
         mixture = (logs + shares.log().unsqueeze(2)).logsumexp(0)
+        if not known.all():
+            mixture = _united(logs, shares, known).to(mixture)
         features = {path: _mixed(path, said, shares) for path in said[0].features}
         yield Lesson(batch, Knowledge(mixture, features, said[0].mask))
+
+
+def _united(logs: Tensor, shares: Tensor, known: Tensor) -> Tensor:
+    """One log-distribution (rows, classes) over the classes of all teachers.
+
+    It minimises Σ_i w_i KL(p_i || q over the classes L_i, renormalised). At its minimum
+    q_c = Σ_i w_i p_i(c) / Σ_{i knows c} u_i with u_i = w_i / q(L_i): as few unknowns as teachers,
+    found by Newton's steps in log u, none longer than 1, which keeps them from overshooting.
+    Teachers that share no class keep the masses of a uniform q.
+
+    logs: log p, (teachers, rows, classes); shares: w, (teachers, rows); known: as logs, which
+    teacher knows which class
+    Source: the objective is the cross-entropy one of Vongkulbhisal et al., Unifying Heterogeneous
+    Classifiers with Distillation, CVPR 2019; for the length of the steps see Bach, Self-concordant
+    analysis for logistic regression, Electronic Journal of Statistics 2010.
+    """
+    if not bool(known.any(0).all()):
+        number = int((~known.any(0)).any(0).nonzero()[0])
+        raise RecipeError(f"No teacher of the ensemble knows class {number} of {known.shape[2]}.")
+    # Two sure teachers may meet in a class of little mass, which single precision loses.
+    logs, shares = logs.cpu().double().log_softmax(2), shares.cpu().double()
+    shares, known = shares / shares.sum(0), known.cpu()
+    nothing = logs.new_tensor(-math.inf)
+    heard = known & (shares > 0).unsqueeze(2)
+    said = (logs + shares.log().unsqueeze(2)).logsumexp(0)
+    rates = torch.where(shares > 0, shares / known.sum(2), 1.0).log()
+    for _ in range(STEPS):
+        parts = torch.where(heard, rates.unsqueeze(2), nothing).softmax(0).nan_to_num(0)
+        flow = parts * said.exp()
+        curve = torch.diag_embed(flow.sum(2).T) - torch.einsum("irc,jrc->rij", flow, parts)
+        slope = (flow.sum(2) - shares).T.unsqueeze(2)
+        inverse = torch.linalg.pinv(curve, atol=FLAT, rtol=0.0, hermitian=True)
+        step = (inverse @ slope).squeeze(2).T
+        length = step.amax(0) - step.amin(0)
+        rates = rates - step / length.clamp(min=1)
+        if float(length.max()) < SETTLED:
+            break
+    wanted = torch.where(heard, rates.unsqueeze(2), nothing).logsumexp(0)
+    united = torch.where(said.isneginf(), nothing, said - wanted).log_softmax(1)
+    return united.clamp(min=UNHEARD)
 
 
 def _mixed(path: str, said: Sequence[Knowledge], shares: Tensor) -> Tensor:
@@ -85,14 +142,18 @@ def _shares(logs: Tensor, labels: Tensor, how: How) -> Tensor:
     """(teachers, rows): how much each has to say of a row; a row's shares sum to one."""
     if how == "average" or len(logs) == 1:
         return torch.full(logs.shape[:2], 1 / len(logs), device=logs.device)
-    entropy = -(logs.exp() * logs).sum(2)
+    entropy: Tensor = torch.special.entr(logs.exp()).sum(2)
     wrong = F.nll_loss(logs.flatten(0, 1), labels.repeat(len(logs)).clamp(min=0), reduction="none")
     wrong = torch.where(labels == IGNORE, entropy, wrong.view_as(entropy))
     if how == "entropy":
-        return (-entropy).softmax(0)
+        return entropy.neg().softmax(0)
     if how == "best":
         return F.one_hot(wrong.argmin(0), len(logs)).T.float()
-    return (1 - wrong.softmax(0)) / (len(logs) - 1)
+    # Who does not even know the true class has nothing to say of the row.
+    mute = wrong.isinf()
+    others = (~mute).sum(0) - 1
+    spread = (1 - wrong.masked_fill(mute, -math.inf).softmax(0)) / others.clamp(min=1)
+    return torch.where(others > 0, spread, torch.ones_like(spread)).masked_fill(mute, 0)
 
 
 def uncertain(

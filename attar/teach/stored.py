@@ -7,7 +7,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from attar.errors import StoreError
+from attar.errors import StoreError, nearest
 from attar.store import MANIFEST, Store, stores
 from attar.types import Batch, Lesson
 
@@ -21,12 +21,13 @@ def stored(
 ) -> Iterator[Lesson]:
     """The knowledge in a folder teaches, without the model it came from.
 
-    facts: what the answers must have been made with (preprocessing, layers)
+    facts: what the answers must have been made with (preprocessing), and the `layers` of them that
+        are read here
     classes: the labels, in the order of the logits
     store: the folder of the knowledge, or one that holds a single store
     StoreError where the store tells a fact otherwise, or an example is not in it.
     """
-    known = Store.found(_only(Path(store).expanduser()), _facts(facts, classes))
+    known = opened(store, facts, classes)
     for batch in batches:
         if missing := known.missing(batch.keys):
             known.refresh()  # somebody may be filling it at this moment
@@ -40,10 +41,22 @@ def stored(
         yield Lesson(batch, known.get(batch.keys))
 
 
+def opened(
+    store: str, facts: dict[str, Any] | None = None, classes: Sequence[str] | None = None
+) -> Store:
+    """The store that `stored` reads; StoreError where it was made otherwise or lacks a layer."""
+    asked = {} if classes is None else {"classes": list(classes)}
+    asked |= facts or {}
+    layers = asked.pop("layers", [])
+    known = Store.found(_only(Path(store).expanduser()), asked)
+    held = known.manifest["teacher"].get("layers", layers)
+    if missing := [layer for layer in layers if layer not in held]:
+        raise StoreError(
+            f"{known.folder} does not hold the layer {missing[0]!r}; {nearest(missing[0], held)}"
+        )
+    return known
+
+
 def _only(folder: Path) -> Path:
     below = stores(folder)
     return below[0] if len(below) == 1 and not (folder / MANIFEST).exists() else folder
-
-
-def _facts(facts: dict[str, Any] | None, classes: Sequence[str] | None) -> dict[str, Any]:
-    return {**({} if classes is None else {"classes": list(classes)}), **(facts or {})}

@@ -17,7 +17,7 @@ from attar.errors import DataError, ModelError, nearest
 from attar.store import key
 from attar.taps import tapped
 from attar.tasks.sampling import Batches
-from attar.tasks.text import networks, reading
+from attar.tasks.text import networks, reading, tokenizing
 from attar.tasks.text.inventing import invent
 from attar.tasks.text.splitting import Split, split
 from attar.types import IGNORE, Batch, Knowledge, Share
@@ -90,20 +90,31 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """The number of examples of a part of the data."""
         return len(self._part(part))
 
-    def load(self, name: str | nn.Module, *, new_head: bool = False, threads: int = 1) -> nn.Module:
+    def load(
+        self,
+        name: str | nn.Module,
+        *,
+        new_head: bool = False,
+        partly: bool = False,
+        threads: int = 1,
+    ) -> nn.Module:
         """A sequence classifier for this task's classes, with its tokenizer as `.tokenizer`.
 
         name: a `transformers` folder or hub name, `package:NAME` for weights that an installed
-            package carries, an .onnx file, or the user's own module called as
-            `model(input_ids=..., attention_mask=...)`
+            package carries, an .onnx or .keras file, a Keras model on the torch backend, or the
+            user's own module called as `model(input_ids=..., attention_mask=...)`
         new_head: replace a head that was trained for other classes
+        partly: take a model of `transformers` that knows only some of the classes too; its logits
+            of all others are -inf
         threads: of ONNX Runtime, where it is a file
         Raises ModelError where the model can't be had or does not fit.
         """
-        if isinstance(name, nn.Module):
-            model = networks.adopt(name, self._tokenizer)
+        if isinstance(name, str):
+            model = networks.load(
+                name, self.classes, new_head=new_head, partly=partly, threads=threads
+            )
         else:
-            model = networks.load(name, self.classes, new_head=new_head, threads=threads)
+            model = networks.adopt(name, self._tokenizer)
         networks.check_length(model, self.max_length)
         self._tokenizer = self._tokenizer or model.tokenizer
         return model
@@ -193,7 +204,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
 
     def encode(self, model: nn.Module, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask, each (rows, length), by the model's own tokenizer and device."""
-        tokenizer = networks.tokenizer_of(model)
+        tokenizer = tokenizing.tokenizer_of(model)
         blank = tokenizer.pad_token_id or 0
         _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
         if new := [text for text in dict.fromkeys(texts) if text not in known]:
@@ -212,7 +223,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """What decides, beside the weights, what a model makes of a text."""
         return {
-            "tokenizer": networks.digest(networks.tokenizer_of(model)),
+            "tokenizer": tokenizing.digest(tokenizing.tokenizer_of(model)),
             "max_length": self.max_length,
             "classes": list(self.classes),
         }
@@ -227,7 +238,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model's tokenizer beside it."""
-        networks.tokenizer_of(model).save_pretrained(folder)
+        tokenizing.tokenizer_of(model).save_pretrained(folder)
 
     def _part(self, name: str) -> tuple[int, ...]:
         if name not in self.rows:
