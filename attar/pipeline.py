@@ -25,7 +25,14 @@ from attar.recipe import Piece, Recipe
 from attar.report import Report
 from attar.resolve import ask, chosen
 from attar.results import Entry, assemble
-from attar.schooling import answers_at_hand, fill_store, lessons, teaching, who_answers
+from attar.schooling import (
+    answers_at_hand,
+    fill_store,
+    first_lesson,
+    lessons,
+    teaching,
+    who_answers,
+)
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
@@ -79,6 +86,7 @@ def _rehearse(here: Setting) -> None:
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
     who_answers(quiet, models.teacher, models.taught)
+    first_lesson(quiet, models)
     list(baseline_arms(quiet, models.teacher, untaught))
     for step in here.plan.steps:
         given = {"steps", "epochs"} & set(step.function.keywords)

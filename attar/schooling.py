@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from attar.engine import local
 from attar.errors import RecipeError
 from attar.recipe import Piece, teaches_alone
 from attar.resolve import ask, asks, chosen, compares
-from attar.setting import Book, Setting, Teaching
+from attar.setting import Book, Cast, Setting, Teaching
 from attar.store import fingerprint
 from attar.tasks.text import classification
 from attar.teach.stored import opened
@@ -88,6 +89,16 @@ def lessons(
             "facts": facts_of(here, teacher, taught),
         },
     )
+
+
+def first_lesson(here: Setting, models: Cast) -> None:
+    """Meet what a scheme refuses before anything is trained, where it keeps nothing of a lesson."""
+    if here.plan.teach is None or "cache" in asks(here.plan.teach.function):
+        return
+    batches = islice(here.task.sweep("train", batch_size=2), 1)
+    engine = local(precision="fp32", device="cpu")  # where the models are before they train
+    given = lessons(here, models.teacher, models.taught, batches, models.student, engine, steps=1)
+    next(iter(given), None)
 
 
 def teaches_itself(scheme: Piece) -> bool:

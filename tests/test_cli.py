@@ -325,6 +325,7 @@ def test_check_prints_a_forecast_of_the_recipe(ask: Ask, house: Path) -> None:
         ("run none.yaml", "none.yaml"),
         ("run tiny.yaml --set task.dataset=none.csv", "none.csv"),
         ("run tiny.yaml --set teacher.model=./nobert", "nobert"),
+        ("run tiny.yaml --set teach=data_free", "data_free makes inputs of numbers"),
         ("run tiny.yaml --set task.max_length=512", "512"),
         ("run tiny.yaml --set lossess.0.weight=2", "did you mean 'losses'?"),
         ("run tiny.yaml --set losses.7.weight=2", "a list of 2"),

@@ -54,6 +54,12 @@ BY_HAND: list[tuple[Loss, Tensor, Tensor, float]] = [
         *(EVEN, SURE),
         (math.log(1.5) ** 2 + math.log(2) ** 2) / 2,
     ),
+    (
+        partial(response.alpha_beta, alpha=0, beta=0, temperature=2),
+        EVEN.repeat(3, 1),
+        logs(0.9, 0.1).repeat(3, 1),  # softened it is SURE
+        2 * (math.log(1.5) ** 2 + math.log(2) ** 2),
+    ),
     (response.binary, torch.zeros(1, 2), torch.full((1, 2), math.log(3)), 2 * KL),
     (response.soft_cross_entropy, EVEN, SURE, math.log(2)),
     (response.mse, torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), 5.0),

@@ -23,8 +23,13 @@ from attar.types import IGNORE, Batch, Knowledge, Lesson
 
 INPUTS, CLASSES, ROWS, SIZE = 4, 3, 20, 6
 SCHEMES = names("attar.teach")
-OF_THEIR_OWN = {"ensemble": "mixes what several say", "uncertain": "asks about some rows only"}
-"""Schemes that don't hand on one teacher's answers as they are; test_schemes.py has theirs."""
+OF_THEIR_OWN = {
+    "data_free": "makes inputs of its own",
+    "ensemble": "mixes what several say",
+    "uncertain": "asks about some rows only",
+}
+"""Schemes that don't hand on one teacher's answers to the batches as they are; test_schemes.py and
+test_data_free.py have theirs."""
 WITH_TEACHER = sorted(
     name for name in SCHEMES if "teachers" in asks(SCHEMES[name]) and name not in OF_THEIR_OWN
 )
@@ -110,6 +115,9 @@ class House:
             "judge": lambda knowledge, _: knowledge.logits.square().mean(),
             "steps": 8,
         }
+        if name == "data_free":
+            options = {"examples": 8, "iterations": 2, **options}
+            available |= numbers(self.batches)
         if name == "uncertain":
             self.forward.layers = ()  # the student has none of the teacher's
         if name == "stored":
@@ -122,6 +130,16 @@ class House:
         with teach.open_store(folder, self.teacher, facts, **options) as known:
             teach.fill(known, epochs(1), self.teacher, Asked())
         return str(folder)
+
+
+def numbers(batches: Iterable[Batch]) -> dict[str, Any]:
+    """A house of numbers, each of a teacher's features normalized over the rows."""
+    normed = nn.Sequential(nn.Linear(INPUTS, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES))
+    return {
+        "batches": (replace(batch, inputs=torch.zeros(len(batch), INPUTS)) for batch in batches),
+        "teachers": [normed],
+        "forward": lambda model, batch: Knowledge(model(batch.inputs)),
+    }
 
 
 @pytest.fixture
@@ -141,15 +159,16 @@ every_teacher = pytest.mark.parametrize("name", WITH_TEACHER)
 
 
 def test_the_room_has_the_schemes_it_says() -> None:
-    assert {"alone", "offline", "online", "stored"} <= SCHEMES.keys()
+    assert {"alone", "data_free", "offline", "online", "stored"} <= SCHEMES.keys()
     assert {"offline", "online"} <= set(WITH_TEACHER)
 
 
 @every_scheme
 def test_a_scheme_gives_one_lesson_a_batch_in_order(name: str, house: House) -> None:
     house.batches = list(epochs(2))
-    lessons = list(house.lessons(name))
-    assert [lesson.batch for lesson in lessons] == house.batches
+    given = [lesson.batch for lesson in house.lessons(name)]
+    assert [len(batch) for batch in given] == [len(batch) for batch in house.batches]
+    assert given == house.batches or name == "data_free"
 
 
 @every_scheme

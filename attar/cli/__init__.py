@@ -1,4 +1,4 @@
-"""The command line: `attar run`, `check`, `teach`, `list`, `report`, `init`, `doctor`, ... (see `app`)."""
+"""The command line, `attar WORD ...`; `commands` has the words."""
 
 from __future__ import annotations
 

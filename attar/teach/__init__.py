@@ -11,6 +11,7 @@ from attar.teach.asking import found_store as found_store
 from attar.teach.asking import offline, online
 from attar.teach.asking import open_store as open_store
 from attar.teach.asking import store_folder as store_folder
+from attar.teach.imagined import data_free
 from attar.teach.itself import own, self_ema, virtual
 from attar.teach.peers import mutual
 from attar.teach.several import ensemble, uncertain
@@ -18,6 +19,7 @@ from attar.teach.stored import stored
 
 __all__ = [
     "alone",
+    "data_free",
     "ensemble",
     "mutual",
     "offline",
