@@ -107,11 +107,10 @@ def scores(given: argparse.Namespace, name: str, change: dict[str, Any], seed: i
         return json.loads((folder / "scores.json").read_text())  # type: ignore[no-any-return]
     said = QUICK | {"seed": seed} | change
     said["steps"] = [{"distill": said["steps"][0]["distill"] | {"steps": given.steps}}]
-    if "ensemble" in said["teach"]:
-        others = [
-            given.out / "response-kl" / f"seed-{each}" for each in given.seeds if each != seed
-        ]
-        said["teach"]["ensemble"]["others"] = [str(other / "teacher") for other in others]
+    if "ensemble" in said["teach"]:  # the control, which comes first, has left all teachers there
+        kept = sorted((given.out / "response-kl").glob("seed-*/teacher"))
+        others = [str(path) for path in kept if path.parent.name != folder.name]
+        said["teach"]["ensemble"]["others"] = others
     if not name.startswith(CONTROL) or "temperature" in name:
         said["baselines"] = []
     here = begin(read(said), folder, screen=Silent())
@@ -119,7 +118,8 @@ def scores(given: argparse.Namespace, name: str, change: dict[str, Any], seed: i
     teacher = find_teacher(here, book)
     student = build_student(here, teacher)
     taught = teaching(here, teacher, student, book)
-    if said["teacher"] == QUICK["teacher"] and said["student"] == QUICK["student"]:
+    usual = said["teacher"] == QUICK["teacher"] and said["student"] == QUICK["student"]
+    if usual and taught.teacher_layers:
         taught = replace(taught, teacher_layers=given.layers)
     fill_store(here, teacher, taught, book)
     entries, begun = follow_steps(here, teacher, student, taught, book)
