@@ -28,8 +28,9 @@ from attar.results import Entry, assemble
 from attar.schooling import (
     answers_at_hand,
     fill_store,
-    first_lesson,
     lessons,
+    rehearse,
+    teachers_answers,
     teaching,
     who_answers,
 )
@@ -85,8 +86,8 @@ def _rehearse(here: Setting) -> None:
             raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
-    who_answers(quiet, models.teacher, models.taught)
-    first_lesson(quiet, models)
+    who_answers(quiet, models.teacher if models.trained else None, models.taught)
+    rehearse(quiet, models)
     list(baseline_arms(quiet, models.teacher, untaught))
     for step in here.plan.steps:
         given = {"steps", "epochs"} & set(step.function.keywords)
@@ -308,7 +309,7 @@ def train_baselines(
 ) -> list[Entry]:
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
-    for arm in baseline_arms(here, teacher, partial(lessons, here, teacher, taught)):
+    for arm in baseline_arms(here, teacher, partial(teachers_answers, here, teacher, taught)):
         model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
         entries.append(Entry(arm.name, model))
     return entries

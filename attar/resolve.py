@@ -34,7 +34,10 @@ from attar.errors import RecipeError, nearest
 Function = Callable[..., Any]
 Room = str | Sequence[str]
 
-KINDS = ("Logits", "Features", "Attentions", "Projections", "Maps", "Rows", "Stages")
+KINDS = (
+    *("Logits", "Features", "Attentions", "Projections", "Maps", "Rows", "Stages"),
+    *("Scores", "Reused"),
+)
 """What a loss can compare; it says which by how it annotates its parameter `student`."""
 
 

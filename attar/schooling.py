@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from attar import distill, teach
 from attar.baselines import untaught
@@ -29,6 +30,8 @@ def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book:
     terms, pairs = [], {}
     own = here.plan.teach is not None and teaches_itself(here.plan.teach)
     who = student if own else teacher
+    if own and here.plan.teach is not None and here.plan.teach.name == "own":
+        _check_own(here)
     for choice in here.plan.losses:
         function = choice.function
         if choice.name == "task":
@@ -54,6 +57,15 @@ def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book:
     mine = [path for term in terms for path in term.layers]
     its = [path for term in terms for path in term.layers.values()]
     return Teaching(tuple(terms), tuple(dict.fromkeys(mine)), tuple(dict.fromkeys(its)))
+
+
+def _check_own(here: Setting) -> None:
+    """What the student says of itself is the same on both sides: only its layers differ."""
+    if not any(isinstance(loss.layers, dict) for loss in here.plan.losses):
+        raise RecipeError(
+            "`teach: own` compares layers of the student with one another, and no loss here has "
+            "its layers: {earlier path: later path}."
+        )
 
 
 def _run_once(task: classification, batch: Batch, model: nn.Module) -> Knowledge:
@@ -91,14 +103,58 @@ def lessons(
     )
 
 
-def first_lesson(here: Setting, models: Cast) -> None:
-    """Meet what a scheme refuses before anything is trained, where it keeps nothing of a lesson."""
-    if here.plan.teach is None or "cache" in asks(here.plan.teach.function):
+def rehearse(here: Setting, models: Cast) -> None:
+    """Meet what scheme and losses refuse before anything is trained: two rows are taught.
+
+    At progress 0 and 1, as options may follow schedules.
+    """
+    if not models.taught.terms:
         return
-    batches = islice(here.task.sweep("train", batch_size=2), 1)
+    batch = next(here.task.sweep("train", batch_size=2))
+    lesson = _first_lesson(here, models, batch)
+    answers = lesson.teacher
+    unread = [] if answers is None else set(models.taught.teacher_layers) - set(answers.features)
+    if unread and here.plan.teach is not None:
+        raise RecipeError(
+            f"The scheme {here.plan.teach.name} gives answers and no layers; take losses over "
+            "logits."
+        )
+    with torch.no_grad():
+        mine = here.task.forward(models.student, batch, models.taught.student_layers)
+        objective = distill.Objective(models.taught.terms, mine, answers)
+        for progress in (0.0, 1.0):
+            objective(mine, lesson, progress)
+
+
+def _first_lesson(here: Setting, models: Cast, batch: Batch) -> Lesson:
+    """A lesson of the scheme; where it would be kept, what would be asked, of which nothing is."""
+    scheme, teacher = here.plan.teach, models.teacher
+    if scheme is not None and teacher is not None and "cache" in asks(scheme.function):
+        return Lesson(batch, teach.ask(teacher, batch, asking(here, models.taught)))
+    if not models.trained and scheme is not None and scheme.name == "stored":
+        teacher = None  # it can't be told yet whether it is the one that answered
     engine = local(precision="fp32", device="cpu")  # where the models are before they train
-    given = lessons(here, models.teacher, models.taught, batches, models.student, engine, steps=1)
-    next(iter(given), None)
+    given = lessons(here, teacher, models.taught, [batch], models.student, engine, steps=1)
+    return next(iter(given))
+
+
+def teachers_answers(
+    here: Setting,
+    teacher: nn.Module | None,
+    taught: Teaching,
+    batches: Iterable[Batch],
+    student: nn.Module,
+    engine: local,
+    steps: int,
+) -> Iterable[Lesson]:
+    """What the teacher says of every text, whatever the recipe's scheme makes of it."""
+    scheme = here.plan.teach
+    asked = () if scheme is None else asks(scheme.function)
+    every = scheme is not None and scheme.name == "stored"
+    if every or ("teachers" in asked and "student" not in asked):
+        return lessons(here, teacher, taught, batches, student, engine, steps)
+    given = [] if teacher is None else [teacher]
+    return teach.online(batches, given, asking(here, replace(taught, teacher_layers=())))
 
 
 def teaches_itself(scheme: Piece) -> bool:
@@ -112,15 +168,11 @@ def _peer(here: Setting, teacher: nn.Module | None, number: int) -> nn.Module:
     return build_student(here, teacher, here.recipe.seed + 1000 * number)
 
 
-def _judge(here: Setting, taught: Teaching) -> Callable[[Knowledge, Lesson], Tensor]:
-    """What a peer's answers cost: the recipe's losses over logits, beside the true labels."""
+def _judge(here: Setting, taught: Teaching) -> Callable[[Knowledge, Knowledge], nn.Module]:
+    """What a peer minimises: the recipe's losses over logits, beside the true labels."""
     terms = [term for term in taught.terms if not term.layers] or [distill.term(here.task.loss)]
 
-    def judge(knowledge: Knowledge, lesson: Lesson) -> Tensor:
-        cost: Tensor = distill.Objective(terms, knowledge, lesson.teacher)(knowledge, lesson)[0]
-        return cost
-
-    return judge
+    return partial(distill.Objective, terms)
 
 
 def asking(here: Setting, taught: Teaching) -> Any:
@@ -140,7 +192,10 @@ def facts_of(here: Setting, teacher: nn.Module | None, taught: Teaching) -> dict
         classes = list(here.task.classes)
         return {"max_length": here.task.max_length, "classes": classes, "layers": layers}
     own = here.task.preprocessing(teacher)
-    return own | {"layers": layers, "precision": here.engine.precision}
+    own |= {"layers": layers, "precision": here.engine.precision}
+    if here.plan.teach is not None and here.plan.teach.name == "stored":
+        own = fingerprint(teacher, **own)  # where a teacher is at hand, it is whose store it is
+    return own
 
 
 def who_answers(here: Setting, teacher: nn.Module | None, taught: Teaching) -> list[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 Count = Annotated[int, Ge(1)]
@@ -18,6 +18,12 @@ Positive = Annotated[float, Gt(0)]
 
 Share = Annotated[float, Ge(0)]
 """An option that is a part or a multiple of something; 0 is none of it."""
+
+Moment = Annotated[float, Ge(0), Le(1)]
+"""An option that is a moment of the training, as the share of it that is done by then."""
+
+Decay = Annotated[float, Ge(0), Lt(1)]
+"""An option that is the share kept at every step; all of it would never change."""
 
 IGNORE = -100
 """The label of an example whose label is not known (torch's own `ignore_index`)."""

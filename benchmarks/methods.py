@@ -53,6 +53,7 @@ NOT_HERE = {
     "response.binary": "for tasks with several labels an example",
     "relation.entity": "for tagging",
     "relation.arcs": "for parsing",
+    "feature.simkd": "for a student that answers by its teacher's head: it is the scheme simkd",
     "feature.fsp": "of what flows from layer to layer, and this student has one layer",
 }
 """Losses that this data can't show."""

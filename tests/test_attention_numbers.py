@@ -142,5 +142,12 @@ def test_minilm_by_hand() -> None:
 
 
 def test_minilm_refuses_heads_that_do_not_divide_a_width() -> None:
-    with pytest.raises(ValueError, match=r"12 relation heads.*20 and 24"):
+    with pytest.raises(ValueError, match=r"12 relation heads.*20 and 24: .*, 1, 2 or 4$"):
         attention.minilm(torch.zeros(1, 2, 20), torch.zeros(1, 2, 24))
+
+
+def test_heads_that_fit_are_no_more_than_were_wanted() -> None:
+    with pytest.raises(ValueError, match=r"both, 1, 2, 4 or 8$"):
+        attention.minilm_v2(torch.zeros(1, 2, 128), torch.zeros(1, 2, 384))
+    with pytest.raises(ValueError, match=r"0 relation heads.* both, 1$"):
+        attention.minilm_v2(torch.zeros(1, 2, 8), torch.zeros(1, 2, 8), heads=0)

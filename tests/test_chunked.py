@@ -82,23 +82,22 @@ def test_options_and_positions_are_passed_on() -> None:
     torch.testing.assert_close(bound(student=student, teacher=teacher), expected)
 
 
-def test_half_precision_and_a_batch_without_any_label_are_as_in_the_whole() -> None:
-    told = arguments(response.dkd)
+def test_half_precision_and_a_batch_without_any_value_are_as_in_the_whole() -> None:
+    told = arguments(response.regression)
     half = {name: each.half() for name, each in told.items() if name != "labels"}
-    unknown = half | {"labels": torch.full((ROWS,), -100)}
-    value, slope = value_and_slope(chunked(response.dkd, 5), unknown)
+    unknown = half | {"labels": torch.full((ROWS, CLASSES), torch.nan)}
+    value, slope = value_and_slope(chunked(response.regression, 5), unknown)
     assert value == 0
     assert value.dtype == torch.float32
     assert slope.dtype == torch.float16
     assert not slope.any()
 
 
-@pytest.mark.parametrize("loss", [response.dkd, response.nkd, response.wsl], ids=title)
-def test_a_single_row_with_a_label_is_the_mean_of_all(loss: Any) -> None:
-    told = arguments(loss, known=True)
-    alone = told | {"labels": told["labels"].index_fill(0, torch.arange(1, ROWS), -100)}
-    value = loss(**{name: each[:1] for name, each in told.items()})
-    torch.testing.assert_close(chunked(loss, 5)(**alone), value)
+def test_a_single_row_whose_values_are_known_is_the_mean_of_all() -> None:
+    told = arguments(response.regression, known=True)
+    alone = told | {"labels": told["labels"].index_fill(0, torch.arange(1, ROWS), torch.nan)}
+    value = response.regression(**{name: each[:1] for name, each in told.items()})
+    torch.testing.assert_close(chunked(response.regression, 5)(**alone), value)
 
 
 class Largest(TorchDispatchMode):

@@ -325,7 +325,6 @@ def test_check_prints_a_forecast_of_the_recipe(ask: Ask, house: Path) -> None:
         ("run none.yaml", "none.yaml"),
         ("run tiny.yaml --set task.dataset=none.csv", "none.csv"),
         ("run tiny.yaml --set teacher.model=./nobert", "nobert"),
-        ("run tiny.yaml --set teach=data_free", "data_free makes inputs of numbers"),
         ("run tiny.yaml --set task.max_length=512", "512"),
         ("run tiny.yaml --set lossess.0.weight=2", "did you mean 'losses'?"),
         ("run tiny.yaml --set losses.7.weight=2", "a list of 2"),
@@ -347,6 +346,25 @@ def test_what_the_user_can_mend_is_one_sentence_and_exit_code_two(
     ask: Ask, line: str, says: str
 ) -> None:
     assert says in refused(ask(line))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("teach=data_free", "data_free makes inputs of numbers"),
+        ("'losses=[{response.kl: {temperature: {linear: {start: 4, end: -1}}}}]'", "temperature"),
+        ("'losses=[{feature.mse: {layers: {bert.encoder.layer.0: bert.encoder.layr.1}}}]'", "layr"),
+        ("teach=own --set 'losses=[task, response.kl]'", "compares layers of the student"),
+        ("teach=virtual", "gives answers and no layers"),
+        ("teach=uncertain", "can't compare layers"),
+    ],
+)
+def test_what_teaching_refuses_is_met_before_anything_is_trained(
+    ask: Ask, settings: str, says: str
+) -> None:
+    answer = ask(f"run tiny.yaml --out never --set {settings}")
+    assert says in refused(answer)
+    assert "Training" not in answer.err
 
 
 def test_a_misspelt_loss_is_answered_with_its_line_and_the_nearest_name(

@@ -31,6 +31,8 @@ KINDS = {  # what `student` can be, without its rows
     "Maps": (LENGTH, WIDTH),
     "Rows": (WIDTH,),
     "Stages": (3, LENGTH, WIDTH),
+    "Scores": (LENGTH, WIDTH),
+    "Reused": (LENGTH, WIDTH),
 }
 GIVEN = {"student", "teacher", "labels", "mask", "knowledge", "batch", "progress"}
 MASK = torch.arange(LENGTH) < torch.tensor([5, 4, 3, 2, 1, 5])[:, None]
@@ -89,8 +91,10 @@ NOT_KEPT: dict[str, dict[str, str]] = {
         "feature.ft": "it convolves over tokens",
         "feature.mgd": "it convolves over tokens",
     },
-    "no label": {"response.weighted": "rows without a label still have a teacher"},
-    "no label at all": {"response.weighted": "rows without a label still have a teacher"},
+    "no label": {
+        "response.weighted": "its cross-entropy is with true labels alone, and its KL needs none",
+        "response.regression": "its labels are values",
+    },
 }
 """Of each promise the losses that can't keep it by their nature, and why.
 
@@ -406,7 +410,7 @@ def test_mixed_precision_changes_nothing(loss: Any, chosen: Any) -> None:
     torch.testing.assert_close(mixed, here.value(), rtol=1e-5, atol=1e-7)
 
 
-WIDE = ("Projections", "Maps", "Rows", "Stages")
+WIDE = ("Projections", "Maps", "Rows", "Stages", "Scores")
 
 
 @cases("other widths", lambda loss: kind(loss) in WIDE or inspect.isclass(loss))
@@ -493,17 +497,21 @@ def takes_labels(loss: Loss) -> bool:
 
 
 @cases("no label", takes_labels)
-def test_rows_without_a_label_are_left_out(loss: Any, chosen: Any) -> None:
+def test_where_no_label_is_known_the_teachers_likeliest_class_stands_in(
+    loss: Any, chosen: Any
+) -> None:
     here = scene(loss, chosen)
+    told = replace(here, labels=torch.where(KNOWN, LABELS, here.teacher.argmax(-1)))
+    torch.testing.assert_close(here.value(), told.value())
+    assert here.slope()[~KNOWN].any()
+
+
+def test_values_that_are_not_known_are_left_out() -> None:
+    here = scene(response.regression, {})
     torch.testing.assert_close(here.value(), here.rows(KNOWN).value())
     assert not here.slope()[~KNOWN].any()
     assert here.slope()[KNOWN].any()
-
-
-@cases("no label at all", takes_labels)
-def test_a_batch_without_any_label_is_zero_and_still_has_a_graph(loss: Any, chosen: Any) -> None:
     unknown = (~KNOWN).nonzero().flatten().repeat(3)
-    here = scene(loss, chosen)
     nothing = replace(here, labels=here.labels[unknown])
     assert nothing.value() == 0
     assert not nothing.slope().any()

@@ -114,7 +114,9 @@ def labelled(name: str, batch: Batch) -> Batch:
 
 
 def paired(student: nn.Module, teacher: nn.Module, loss: Callable[..., Tensor]) -> dict[str, str]:
-    kind = resolve.compares(loss)
+    # Whose layers no word finds in these models are shown what other kinds are.
+    like = {"Scores": "Maps", "Reused": "Features"}
+    kind = like.get(resolve.compares(loss), resolve.compares(loss))
     return {} if kind == "Logits" else pair(student, teacher, run, kind)
 
 
@@ -229,6 +231,41 @@ def test_a_misspelt_option_is_answered_with_the_right_one() -> None:
 def test_a_loss_over_layers_needs_layers() -> None:
     with pytest.raises(RecipeError, match=r"feature\.mse compares layers"):
         term(feature.mse)
+
+
+def test_a_word_for_the_layers_of_logits_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"response\.kl compares logits and takes no layers"):
+        term(response.kl, layers="auto")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"feature\.mse has layers 'auto'; give it `layers: {st"):
+        term(feature.mse, layers="auto")  # type: ignore[arg-type]
+
+
+def test_relation_heads_that_do_not_divide_are_a_sentence() -> None:
+    answers = Knowledge(torch.rand(1, 2), {"v": torch.rand(1, 3, 128)})
+    minilm = Objective([term(attention.minilm, layers={"v": "v"})], answers, answers)
+    with pytest.raises(RecipeError, match=r"minilm can't be had: 12 relation .* 1, 2, 4 or 8"):
+        minilm(answers, Lesson(batch_of(3), answers))
+
+
+def test_the_rate_that_ctkd_names_moves_its_temperature_under_adamw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And without it, in as many steps, it moves next to not at all."""
+    moved = []
+    for rates in ({}, {"objective.losses.response/ctkd": 100.0}):
+        made: list[nn.Module] = []
+        engine = local(precision="fp32", device="cpu")
+        monkeypatch.setattr(engine, "track", lambda _, thing, made=made: made.append(thing))
+        answers, batches = Knowledge(5 * torch.eye(2, CLASSES)), [batch_of(3, 4)] * 30
+        lessons = (Lesson(batch, answers) for batch in batches)
+        distill.train(
+            bert(1, 8, seed=1), lessons, [term(response.ctkd)], forward, engine, steps=30,
+            rates=rates,
+        )  # fmt: skip
+        (heat,) = next(each for each in made if isinstance(each, Objective)).parameters()
+        moved.append(abs(heat.item() - 1))
+    assert moved[0] < 0.02
+    assert moved[1] > 0.5
 
 
 def test_no_terms_are_told() -> None:

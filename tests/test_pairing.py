@@ -24,8 +24,10 @@ from attar.distill import Objective, pair, term
 from attar.distill.pairing import blocks
 from attar.errors import LayerError
 from attar.losses import attention, feature, relation
+from attar.resolve import compares
+from attar.students.joined import Joined
 from attar.taps import knowledge_of
-from attar.types import Batch, Lesson
+from attar.types import Batch, Knowledge, Lesson
 
 ROWS, CLASSES, VOCABULARY, SIDE = 4, 5, 30, 32
 EXTENDING = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -461,3 +463,57 @@ def test_the_losses_of_the_page_run(name: str) -> None:
     loss = known[name] if name == "huber" else known[name](student, teacher)
     loss(student, teacher).backward()
     assert student.grad is not None
+
+
+@pytest.mark.parametrize("loss", [relation.entity, relation.arcs])
+def test_scores_of_tags_and_arcs_have_to_be_named(loss: Any) -> None:
+    kind = compares(loss)
+    assert kind == "Scores"
+    with pytest.raises(LayerError, match=r"'auto' can't tell .* name it with `layers: {student"):
+        found(bert(), bert(), texts(), kind)
+    tags = torch.rand(2, 5, 3), torch.rand(2, 5, 9)
+    mine, its = (Knowledge(torch.rand(2, 2), {"tags": each}) for each in tags)
+    if loss is relation.arcs:
+        mine = its = Knowledge(torch.rand(2, 2), {"tags": torch.rand(2, 5, 5)})
+    objective = Objective([term(loss, layers={"tags": "tags"})], mine, its)
+    assert not list(objective.parameters())
+    batch = Batch(None, torch.zeros(2, dtype=torch.long), ("a", "b"))
+    assert objective(mine, Lesson(batch, its))[0].isfinite()
+
+
+class Ended(nn.Module):
+    """A body with a nonlinearity before its head, as a module of its own or not."""
+
+    def __init__(self, *, named: bool = True) -> None:
+        super().__init__()
+        self.body, self.relu, self.head = nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)
+        self.named = named
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.body(x)
+        answer: Tensor = self.head(self.relu(inner) if self.named else inner.relu())
+        return answer
+
+
+def test_a_reused_head_is_entered_by_a_projector_and_by_what_entered_it_before() -> None:
+    teacher, asked = Ended(), torch.rand(2, 8)
+    student = Joined(nn.Linear(8, 4), teacher.head, width=4, target=6)
+    assert compares(feature.simkd) == "Reused"
+    assert found(student, teacher, asked, "Reused") == {"projector": "relu"}
+    assert not any(module._forward_hooks for module in teacher.modules())
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_a_head_of_the_students_own_is_refused() -> None:
+    with pytest.raises(LayerError, match="Ended does not answer through its teacher's head"):
+        found(Ended(), Ended(), torch.rand(2, 8), "Reused")
+    wider = Joined(nn.Linear(8, 4), nn.Linear(5, 3), width=4, target=5)
+    with pytest.raises(LayerError, match="does not answer through its teacher's head"):
+        found(wider, Ended(), torch.rand(2, 8), "Reused")
+
+
+def test_what_enters_a_head_and_is_no_modules_answer_has_to_be_named() -> None:
+    teacher = Ended(named=False)
+    student = Joined(nn.Linear(8, 4), teacher.head, width=4, target=6)
+    with pytest.raises(LayerError, match="No module of Ended gives just what enters its head"):
+        found(student, teacher, torch.rand(2, 8), "Reused")

@@ -21,7 +21,7 @@ from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
 from attar.pipeline import arm_folder, baseline_arms, cast, run
 from attar.recipe import read
-from attar.schooling import lessons
+from attar.schooling import asking, lessons, teachers_answers
 from attar.screen import Silent
 from attar.setting import Book, begin
 
@@ -117,6 +117,21 @@ def test_baselines_refuse_a_student_of_several_trainings(
     twice = said | {"steps": [*SAID["steps"], *SAID["steps"]]}
     with pytest.raises(RecipeError, match="several"):
         run(read(twice), tmp_path / "out")
+
+
+@pytest.mark.parametrize("teach", ["offline", "virtual", "self_ema", {"uncertain": {"share": 0.1}}])
+def test_hard_labels_are_the_teachers_whoever_teaches(
+    said: dict[str, Any], teach: Any, tmp_path: Path
+) -> None:
+    here = begin(read(said | {"teach": teach}), tmp_path / "out")
+    found = cast(here, Book())
+    batch = next(here.task.sweep("train", batch_size=8))
+    assert found.teacher is not None
+    wanted = asking(here, found.taught)(found.teacher, batch).logits
+    given = (here, found.teacher, found.taught, [batch], found.student, here.engine, 1)
+    (lesson,) = teachers_answers(*given)
+    assert lesson.teacher is not None
+    torch.testing.assert_close(lesson.teacher.logits, wanted, rtol=1e-2, atol=1e-2)
 
 
 def test_two_runs_that_want_the_same_training_share_it(tmp_path: Path) -> None:

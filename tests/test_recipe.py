@@ -308,3 +308,8 @@ def test_a_recipe_is_frozen_and_what_it_gives_away_is_a_copy() -> None:
         recipe.task.name = "x"  # type: ignore[misc]
     recipe.to_dict()["losses"][1]["kl"]["weight"] = 9
     assert recipe == read(INTENTS)
+
+
+def test_yaml_that_is_nested_too_deep_is_a_sentence() -> None:
+    with pytest.raises(RecipeError, match="not good YAML: it is nested too deep"):
+        read("task: x\nsteps: " + "[" * 5000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ FILES = {
         def made(seed, *, classes: int = 2) -> text: ...
         """,
     "teachers": "def finetune(task, *, model: str, epochs: int = 3, lr: float = 5e-5): ...",
-    "students": "def encoder(teacher, *, layers: int = 2, width: int = 128): ...",
+    "students": """
+        def encoder(texts, *, layers: int = 2, width: int = 128): ...
+        def cut(teacher, *, keep: int = 1): ...
+        def joined(texts, *, student: str | dict[str, Any] = "encoder"): ...
+        """,
     "teach": """
         def alone(batches): ...
         def online(batches, teachers, forward): ...
@@ -39,6 +44,7 @@ FILES = {
             '''
         def dkd(student, teacher, labels, *, alpha: float): ...
         def entropy(student): ...
+        def hint(student: Features, teacher): ...
         def soft(student, teacher, *, heat: Annotated[float, Gt(0)] = 1.0): ...
         class crd:
             def __init__(self, student, teacher, *, temperature: float = 0.1): ...
@@ -248,7 +254,7 @@ RIGHT = [
     "teacher: null\nlosses: [entropy]",
     "teacher: null\nteach: self_ema\nlosses: [kl]",
     "student: null\nsteps: [quantize.int8, export.onnx: {opset: 17}]",
-    "losses: [kl: {weight: 2, layers: auto}, kl: {weight: linear, layers: {a: b}}]",
+    "losses: [hint: {weight: 2, layers: auto}, kl: {weight: linear, layers: {a: b}}]",
     "losses: [kl: {temperature: {linear: {start: 4, end: 1}}}]",
     "losses: [dkd: {alpha: 1}]",
     "steps: [distill: {betas: [0.9, 1]}]",
@@ -309,6 +315,17 @@ def test_an_overridden_option_is_refused_in_the_words_of_the_command_line() -> N
     [
         ("student: null\nsteps:\n  - distill",
          "x.yaml:4: distill needs a student to train: add the key student"),
+        ("losses:\n  - hint: {layers: auto}\n  - kl: {layers: auto}",
+         "x.yaml:4: kl compares logits and takes no layers"),
+        ("teacher: null\nlosses: [task]\nstudent:\n  cut: {keep: 2}",
+         "x.yaml:4: the student cut takes layers or words of the teacher, and the recipe has none: "
+         "add the key teacher"),
+        ("student:\n  joined:\n    student:\n      encodr: {width: 3}",
+         "x.yaml:4: 'encodr' is not in paper_rooms.students; did you mean 'encoder'?"),
+        ("student:\n  joined:\n    student:\n      encoder: {widht: 3}",
+         "x.yaml:5: encoder has no option 'widht'; did you mean 'width'?"),
+        ("student: {joined: {student: {encoder: 3}}}",
+         "a choice is written `name` or `name: {options}`, not {'encoder': 3}"),
         ("losses: []", "distill needs something to learn from: add the key losses"),
         ("teacher: null\nlosses:\n  - task\n  - kl",
          "x.yaml:5: kl needs a teacher: add the key teacher"),
@@ -326,6 +343,21 @@ def test_a_recipe_that_makes_no_sense_is_told_why(
     with pytest.raises(RecipeError) as caught:
         check(read(file(text_of(part))), MODULES)
     assert told(caught).endswith(sentence)
+
+
+@pytest.mark.parametrize("chain", [("a", "a"), ("a", "b", "a"), ("a", "b", "b")])
+def test_recipes_that_teach_in_a_circle_are_refused(
+    chain: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rooms = MODULES | {"teacher": "attar.teachers"}
+    for name, teacher in pairwise(chain):
+        text = text_of(f"teacher:\n  distilled: {{recipe: {teacher}.yaml}}")
+        Path(f"{name}.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"a\.yaml:\d: .* each other's teacher in a circle"):
+        check(read("a.yaml"), rooms)
+    Path(f"{chain[-2]}.yaml").write_text(text_of("teacher: {distilled: {recipe: gone.yaml}}"))
+    assert check(read("a.yaml"), rooms)
 
 
 def test_own_code_needs_trust_and_is_then_checked_like_any_other(

@@ -248,6 +248,12 @@ def test_a_correlation_of_order_zero_is_refused() -> None:
         relation.correlation(torch.eye(2), torch.eye(2), order=0)
 
 
+@pytest.mark.parametrize("gamma", [0.0, -0.4])
+def test_a_correlation_that_does_not_fall_with_distance_is_refused(gamma: float) -> None:
+    with pytest.raises(ValueError, match=f"gamma is {gamma}, not above 0"):
+        relation.correlation(torch.eye(2), torch.eye(2), gamma=gamma)
+
+
 # --- graphs
 
 
@@ -753,3 +759,10 @@ def test_mixed_precision_leaves_a_memory_alone(kept: Kept) -> None:
 def test_a_memory_refuses_a_temperature_that_is_not_positive(kept: Kept, option: str) -> None:
     with pytest.raises(ValueError, match="temperature is 0"):
         kept.ask(kept.make(**{option: 0.0}), torch.randn(4, 5), torch.randn(4, 7))
+
+
+@pytest.mark.parametrize(("kept", "option"), [(small_crd, "negatives"), (small_seed, "queue")])
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_memory_of_nothing_is_refused(kept: Any, option: str, size: int) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {size}: there has to be at least 1"):
+        kept(**{option: size})

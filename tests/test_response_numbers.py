@@ -45,7 +45,7 @@ BY_HAND: list[tuple[Loss, Tensor, Tensor, float]] = [
     (partial(response.skew_reverse_kl, alpha=0), EVEN, SURE, REVERSE),
     (response.total_variation, EVEN, SURE, 0.25),
     (response.adaptive_kl, EVEN, SURE, (KL + REVERSE) / 2),
-    (partial(response.adaptive_kl, head=1.1), EVEN, SURE, KL),
+    (partial(response.adaptive_kl, head=1.0), EVEN, SURE, KL),
     (partial(response.alpha_beta, alpha=1, beta=0), EVEN, SURE, KL),
     (partial(response.alpha_beta, alpha=0, beta=1), EVEN, SURE, REVERSE),
     (partial(response.alpha_beta, alpha=1, beta=1), EVEN, SURE, 1 / 16),
@@ -302,6 +302,23 @@ def test_taid_refuses_to_start_beyond_the_two(start: float) -> None:
         response.taid(EVEN, SURE, 0.5, start=start)
 
 
+@pytest.mark.parametrize("head", [0.0, 7])
+def test_adaptive_kl_refuses_a_head_that_is_no_share(head: float) -> None:
+    with pytest.raises(ValueError, match=f"head is {head}, not above 0 and at most 1"):
+        response.adaptive_kl(EVEN, SURE, head=head)
+
+
+def test_a_falling_temperature_is_a_falling_weight_of_dist() -> None:
+    teacher = 3 * torch.randn(6, 5)
+    slopes = []
+    for temperature in (1.0, 4.0, 16.0):
+        student = torch.zeros(6, 5).copy_(teacher.roll(1)).requires_grad_()
+        response.dist(student, teacher, temperature=temperature).backward()
+        assert student.grad is not None
+        slopes.append(student.grad.norm().item())
+    assert slopes[0] < slopes[1] < slopes[2]
+
+
 def test_dist_correlates_classes_that_hardly_any_row_answers() -> None:
     random = np.random.default_rng(3)
     student, teacher = random.normal(size=(2, 4, 5)) - [0, 0, 0, 0, 14]  # to one in a million
@@ -416,6 +433,12 @@ def without(p: Array, label: int) -> Array:
     return np.delete(p, label) / (1 - p[label])
 
 
+def stood_in(labels: Array, t: Array) -> list[int]:
+    """Where no label is known, the class of the teacher's largest logit."""
+    pairs = zip(labels, t, strict=True)
+    return [int(label) if label != -100 else list(row).index(max(row)) for label, row in pairs]
+
+
 def dkd(
     s: Array,
     t: Array,
@@ -428,11 +451,10 @@ def dkd(
 ) -> float:
     losses = []
     answers = softened(t, temperature, standardize), softened(s, temperature, standardize)
-    for p, q, label in zip(*answers, labels, strict=True):
-        if label != -100:
-            target = divergence([p[label], 1 - p[label]], [q[label], 1 - q[label]])
-            others = divergence(without(p, label), without(q, label))
-            losses.append(alpha * target + beta * others)
+    for p, q, label in zip(*answers, stood_in(labels, t), strict=True):
+        target = divergence([p[label], 1 - p[label]], [q[label], 1 - q[label]])
+        others = divergence(without(p, label), without(q, label))
+        losses.append(alpha * target + beta * others)
     return temperature**2 * sum(losses) / len(losses)
 
 
@@ -440,22 +462,20 @@ def nkd(
     s: Array, t: Array, labels: Array, *, gamma: float = 1.5, temperature: float = 1.0
 ) -> float:
     losses = []
-    for mine, its, label in zip(s, t, labels, strict=True):
-        if label != -100:
-            target = soft(its)[label] * math.log(soft(mine)[label])
-            p, q = soft(its, temperature), soft(mine, temperature)
-            others = told(without(p, label), without(q, label))
-            losses.append(-target + gamma * temperature**2 * others)
+    for mine, its, label in zip(s, t, stood_in(labels, t), strict=True):
+        target = soft(its)[label] * math.log(soft(mine)[label])
+        p, q = soft(its, temperature), soft(mine, temperature)
+        others = told(without(p, label), without(q, label))
+        losses.append(-target + gamma * temperature**2 * others)
     return sum(losses) / len(losses)
 
 
 def wsl(s: Array, t: Array, labels: Array, *, temperature: float = 2.0) -> float:
     losses = []
-    for mine, its, label in zip(s, t, labels, strict=True):
-        if label != -100:
-            ratio = math.log(soft(mine)[label]) / math.log(soft(its)[label])
-            apart = divergence(soft(its, temperature), soft(mine, temperature))
-            losses.append((1 - math.exp(-ratio)) * apart)
+    for mine, its, label in zip(s, t, stood_in(labels, t), strict=True):
+        ratio = math.log(soft(mine)[label]) / math.log(soft(its)[label])
+        apart = divergence(soft(its, temperature), soft(mine, temperature))
+        losses.append((1 - math.exp(-ratio)) * apart)
     return temperature**2 * sum(losses) / len(losses)
 
 

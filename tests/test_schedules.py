@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from attar.distill import schedules
+from attar.errors import RecipeError
+from attar.resolve import bind
 
 Schedule = Callable[..., float]
 SCHEDULES = [
@@ -75,3 +77,10 @@ def test_step_changes_at_its_moment() -> None:
     assert schedules.step(0.5, start=2, end=5) == 5
     assert schedules.step(0.5, start=2, end=5, at=0.9) == 2
     assert schedules.step(0.9, start=2, end=5, at=0.9) == 5
+
+
+@pytest.mark.parametrize("at", [-0.1, 1.1, 7])
+def test_a_step_beyond_the_training_is_refused(at: float) -> None:
+    with pytest.raises(RecipeError, match=r"option 'at' of step must be float, not .* equal to "):
+        bind(schedules.step, {"at": at})
+    assert bind(schedules.step, {"at": 1})(0.99) == 0

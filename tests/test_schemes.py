@@ -60,9 +60,8 @@ def engine(folder: Path | None = None) -> local:
     return local(folder, precision="fp32", device="cpu", checkpoint=0)
 
 
-def judge(knowledge: Knowledge, lesson: Lesson) -> Tensor:
-    assert lesson.teacher is not None
-    return response.kl(knowledge.logits, lesson.teacher.logits)
+judge = partial(distill.Objective, [distill.term(response.kl)])
+"""What peers minimise, built from one answer of each side."""
 
 
 def probabilities(model: nn.Module, batch: Batch) -> np.ndarray:
@@ -127,19 +126,24 @@ def test_own_gives_the_students_answer_of_the_moment() -> None:
 
 @pytest.mark.parametrize("confidence", [0.9, 0.99])
 def test_a_virtual_teacher_is_as_sure_of_the_truth_as_it_is_told(confidence: float) -> None:
-    labels = LABELS.clone()
+    (lesson,) = teach.virtual([batch_of([2])], Network(0), forward, "abcd", confidence=confidence)
+    rest = (1 - confidence) / 3
+    np.testing.assert_allclose(told(lesson), [[rest, rest, confidence, rest]], rtol=1e-5)
+
+
+def test_a_virtual_teacher_has_nothing_to_say_where_no_label_is_known() -> None:
+    student, labels = Network(0), LABELS.clone()
     labels[3] = IGNORE
     batch = batch_of([2, 3], labels)
-    (lesson,) = teach.virtual([batch], "abcd", confidence=confidence)
-    rest = (1 - confidence) / 3
-    expected = [[rest, rest, confidence, rest], [0.25] * 4]
-    np.testing.assert_allclose(told(lesson), expected, rtol=1e-5)
+    (lesson,) = teach.virtual([batch], student, forward, "abcd")
+    np.testing.assert_allclose(told(lesson)[1], probabilities(student, batch)[1], rtol=1e-5)
+    np.testing.assert_allclose(told(lesson)[0, 2], 0.9, rtol=1e-5)
 
 
 @pytest.mark.parametrize("confidence", [0.25, 0.1, 1.0])
 def test_a_virtual_teacher_that_prefers_no_truth_is_refused(confidence: float) -> None:
     with pytest.raises(RecipeError, match=r"between 0\.25 and 1"):
-        next(teach.virtual(stream(1), "abcd", confidence=confidence))
+        next(teach.virtual(stream(1), Network(0), forward, "abcd", confidence=confidence))
 
 
 # --- mutual
@@ -181,10 +185,16 @@ def test_peers_learn_from_the_student_after_its_step() -> None:
 def test_each_peer_is_taught_by_the_others_and_not_by_itself() -> None:
     heard: list[tuple[Tensor, Tensor]] = []
 
-    def listen(knowledge: Knowledge, lesson: Lesson) -> Tensor:
-        assert lesson.teacher is not None
-        heard.append((lesson.teacher.logits.softmax(1), lesson.batch.inputs))
-        return knowledge.logits.square().mean()
+    class Listening(nn.Module):
+        def forward(
+            self, knowledge: Knowledge, lesson: Lesson, _: float
+        ) -> tuple[Tensor, dict[str, float]]:
+            assert lesson.teacher is not None
+            heard.append((lesson.teacher.logits.softmax(1), lesson.batch.inputs))
+            return knowledge.logits.square().mean(), {}
+
+    def listen(*_: Knowledge) -> nn.Module:
+        return Listening()
 
     student = Network(0)
     lessons = teach.mutual(stream(2), student, forward, engine(), Network, listen, 2, peers=2)
@@ -194,6 +204,28 @@ def test_each_peer_is_taught_by_the_others_and_not_by_itself() -> None:
     for number, (taught, _) in enumerate(heard[:2], 1):
         others = [answer for n, answer in enumerate(before) if n != number]
         np.testing.assert_allclose(taught.numpy(), np.mean(others, axis=0), rtol=1e-4)
+
+
+def test_what_a_peer_minimises_moves_on_and_learns_with_the_peer() -> None:
+    class Counting(nn.Module):
+        def __init__(self, *_: Knowledge) -> None:
+            super().__init__()
+            self.learned, self.told = nn.Parameter(torch.zeros(())), list[float]()
+            made.append(self)
+
+        def forward(
+            self, knowledge: Knowledge, _: Lesson, progress: float
+        ) -> tuple[Tensor, dict[str, float]]:
+            self.told.append(progress)
+            return knowledge.logits.square().mean() - self.learned, {}
+
+    made: list[Counting] = []
+    lessons = teach.mutual(
+        stream(4), Network(0), forward, engine(), Network, Counting, 4, peers=2, lr=0.01
+    )
+    assert len(list(lessons)) == 4
+    assert [each.told for each in made] == [[0, 0.25, 0.5, 0.75]] * 2
+    assert all(each.learned > 0.01 for each in made)
 
 
 def test_no_peer_at_all_is_refused() -> None:
@@ -256,6 +288,22 @@ def test_the_best_is_the_one_with_the_likeliest_truth() -> None:
     for row, label in enumerate(batch.labels.tolist()):
         best = int(np.argmax([answer[row, label] for answer in each]))
         np.testing.assert_allclose(mixture[row], each[best][row], rtol=1e-4)
+
+
+def test_few_classes_do_not_make_a_teacher_sure() -> None:
+    class Says(nn.Module):
+        def __init__(self, chances: list[float]) -> None:
+            super().__init__()
+            self.register_buffer("logits", torch.tensor(chances).log())
+
+        def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+            return self.logits.expand(len(inputs), -1), None
+
+    narrow = Says([0.6, 0.4, 0, 0])  # 0.67 nats, all but as many as two classes can have
+    wide = Says([0.05, 0.05, 0.8, 0.1])  # 0.71 nats, half of what four can have
+    batch = batch_of([0], torch.full_like(LABELS, IGNORE))
+    (lesson,) = teach.ensemble([batch], [narrow, wide], forward, how="best")
+    np.testing.assert_allclose(told(lesson)[0], [0.05, 0.05, 0.8, 0.1], rtol=1e-4)
 
 
 def test_other_teachers_are_loaded_by_name_and_features_are_mixed_by_the_same_shares() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from attar import students
+from attar import measure, students
 from attar.errors import ModelError
 from attar.students import vocabulary
+from attar.students.folder import paper_of
+from attar.students.joined import Joined
 
 CORPUS = [
     "my card has not arrived yet, where is it?",
@@ -188,11 +191,27 @@ FRESH: dict[str, Callable[..., nn.Module]] = {
     "lstm onward": lambda t: students.lstm(SEEN, CLASSES, t, LENGTH, width=8, bidirectional=False),
     "cnn": lambda t: students.cnn(SEEN, CLASSES, t, LENGTH, width=8, embedding=12),
 }
-ALL = FRESH | {
-    "layers": lambda t: students.layers(t, SEEN, keep=2, vocabulary="data"),
-    "pretrained": lambda t: students.pretrained(lambda _, **__: copy.deepcopy(t), model="name"),
-    "layers of the teacher's words": lambda t: students.layers(t, SEEN, keep=[3, 1]),
+JOINED: dict[str, Callable[..., nn.Module]] = {
+    f"joined {name}": partial(
+        lambda student, t: students.joined(SEEN, CLASSES, t, LENGTH, student=student), student
+    )
+    for name, student in {
+        "layers": "layers",
+        "two layers": {"layers": {"keep": [0, 2], "vocabulary": "data"}},
+        "encoder": {"encoder": {"width": 16}},
+        "lstm": {"lstm": {"width": 8}},
+        "cnn": {"cnn": None},
+    }.items()
 }
+ALL = (
+    FRESH
+    | JOINED
+    | {
+        "layers": lambda t: students.layers(t, SEEN, keep=2, vocabulary="data"),
+        "pretrained": lambda t: students.pretrained(lambda _, **__: copy.deepcopy(t), model="name"),
+        "layers of the teacher's words": lambda t: students.layers(t, SEEN, keep=[3, 1]),
+    }
+)
 
 
 def test_every_student_in_the_room_is_among_the_promises() -> None:
@@ -209,11 +228,17 @@ def test_neither_padding_nor_neighbours_change_an_answer(name: str) -> None:
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 
+def frozen(name: str, parameter: str) -> bool:
+    """What SimKD takes from the teacher and leaves as it is."""
+    return name in JOINED and parameter.startswith("head.")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_reach_every_parameter(name: str) -> None:
     student: Any = ALL[name](teacher()).train()
     answers(student, encoded(student, CORPUS[:6])).square().sum().backward()
-    lonely = [n for n, p in student.named_parameters() if p.grad is None or not p.grad.any()]
+    named = [(n, p) for n, p in student.named_parameters() if not frozen(name, n)]
+    lonely = [n for n, p in named if p.grad is None or not p.grad.any()]
     assert lonely == []
 
 
@@ -234,11 +259,11 @@ def test_a_student_leaves_the_teacher_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_saved_student_answers_as_before(name: str, tmp_path: Path) -> None:
     student: Any = ALL[name](teacher()).eval()
-    own = name.startswith(("lstm", "cnn"))
+    own = name.startswith(("lstm", "cnn", "joined"))
     if own:
         again: Any = students.save(student, tmp_path / "student")
         again = students.load(again)
-        assert again.recipe == student.recipe
+        assert paper_of(again) == paper_of(student)
     else:
         student.save_pretrained(tmp_path)
         student.tokenizer.save_pretrained(tmp_path)
@@ -571,6 +596,38 @@ def test_onnxruntime_gives_the_same_logits_for_other_rows_and_lengths(
         fed = encoded(student, texts)
         got = session.run(None, {part: ids.numpy() for part, ids in fed.items()})[0]
         np.testing.assert_allclose(got, logits(student, texts).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_a_joined_student_has_its_teachers_head_and_learns_all_else(name: str) -> None:
+    model = teacher()
+    student: Any = JOINED[name](model)
+    assert torch.equal(student.head.weight, model.classifier.weight)
+    assert torch.equal(student.head.bias, model.classifier.bias)
+    still = {n for n, p in student.named_parameters() if not p.requires_grad}
+    assert still == {"head.weight", "head.bias"}
+    inner = sum(p.numel() for p in student.body.parameters())
+    outer = sum(p.numel() for part in (student.projector, student.head) for p in part.parameters())
+    assert measure.parameters(student) == inner + outer
+    assert not any(n.startswith(("classifier", "head")) for n, _ in student.body.named_parameters())
+
+
+def test_a_joined_student_trains_on_a_batch_of_one_row() -> None:
+    student: Any = JOINED["joined lstm"](teacher()).train()
+    before = {n: b.clone() for n, b in student.named_buffers()}
+    answers(student, encoded(student, SEEN[:1])).sum().backward()
+    assert all(torch.equal(b, before[n]) for n, b in student.named_buffers())
+    answers(student, encoded(student, SEEN[:2])).sum().backward()
+    assert not torch.equal(student.projector[1].running_mean, before["projector.1.running_mean"])
+
+
+def test_what_has_no_head_can_not_be_joined(tmp_path: Path) -> None:
+    model = teacher()
+    with pytest.raises(ModelError, match="no linear head for 2 classes to join"):
+        students.joined(SEEN, CLASSES[:2], model, LENGTH)
+    odd: Any = Joined(nn.Linear(2, 3), nn.Linear(4, 2), width=3, target=4)
+    with pytest.raises(ModelError, match=r"Linear inside of .* use export\.onnx"):
+        students.save(odd, tmp_path)
 
 
 def test_only_attars_own_students_are_saved_and_loaded(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attar import teach
+from attar import distill, teach
 from attar.engine import local
 from attar.errors import RecipeError, StoreError
+from attar.losses import response
 from attar.resolve import ask, asks, names
 from attar.taps import tapped
 from attar.types import IGNORE, Batch, Knowledge, Lesson
@@ -112,7 +113,7 @@ class House:
             "engine": local(precision="fp32", device="cpu"),
             "classes": ("a", "b", "c"),
             "make": Network,
-            "judge": lambda knowledge, _: knowledge.logits.square().mean(),
+            "judge": partial(distill.Objective, [distill.term(response.kl)]),
             "steps": 8,
         }
         if name == "data_free":

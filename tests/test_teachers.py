@@ -694,6 +694,18 @@ def test_a_store_made_otherwise_is_refused_before_anything_is_trained(
         run(read(said), home / "out", trust=True)
 
 
+def test_a_teacher_at_hand_must_be_the_one_whose_store_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KINDS["store"](home)
+    said = recipe(home, store | {"teacher": {"load": {"model": f"{own_code(home, 0)}:build"}}})
+    assert run(read(said), home / "its", trust=True).rows
+    monkeypatch.setattr("attar.arms.trained", None)  # whoever trains now fails otherwise
+    other = said | {"teacher": {"load": {"model": f"{own_code(home, 1)}:build"}}}
+    with pytest.raises(StoreError, match="weights"):
+        run(read(other), home / "out", trust=True)
+
+
 def test_layers_that_a_store_holds_can_be_learned_from_and_others_not(home: Path) -> None:
     store, path = str(home / "kept"), "bert.encoder.layer.0@mean"
     mean = {"feature.mse": {"layers": {"embedding@mean": path}}}

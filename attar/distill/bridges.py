@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from attar.errors import LayerError
 from attar.taps import TIME
 
-PLACED = ("Features", "Maps", "Stages")
+PLACED = ("Features", "Maps", "Stages", "Scores", "Reused")
 """The kinds of loss to which a place of a map is a token."""
 
-DIMENSIONS = {"Maps": 3, "Stages": 3, "Rows": 2}
+DIMENSIONS = {"Maps": 3, "Stages": 3, "Scores": 3, "Rows": 2}
 """How many dimensions a kind of loss takes, where it takes only one number of them."""
 
 
@@ -154,7 +154,7 @@ def _comparable(kind: str, here: torch.Size, there: torch.Size) -> bool:
 
 def _cure(kind: str, here: Tensor, there: Tensor) -> str:
     sequences = here.dim() == there.dim() == 3
-    if kind == "Features":
+    if kind in ("Features", "Reused"):
         return "pool both over the tokens with @mean" + (
             f", or read the teacher's at the student's times with {TIME}" if sequences else ""
         )

@@ -87,6 +87,12 @@ def term(
         if option not in known:
             raise RecipeError(f"{name} has no option {option!r}; {nearest(option, known)}")
     bound = partial(function, **options) if options else function
+    word: object = layers
+    if isinstance(word, str):
+        cure = f"has layers {word!r}; give it `layers: {{student: teacher}}`, as `pair` finds them"
+        if compares(function) == "Logits":
+            cure = "compares logits and takes no layers; leave `layers` out"
+        raise RecipeError(f"{name} {cure}.")
     made = Term(bound, weight, dict(layers or {}), name)
     if inspect.isclass(_whole(function)):
         _check_class(made)

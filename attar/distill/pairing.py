@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def pair(
     """Propose student path -> teacher path for every layer of the student that has an answer.
 
     run: sends one example through a model
-    kind: what the loss compares: Features, Attentions, Projections, Maps, Rows or Stages
+    kind: what the loss compares: Features, Attentions, Projections, Maps, Rows, Stages or Reused
     how: `auto` pools features over the tokens, so that they fit whatever the two tokenizers make
         of a text and cost a store little; `tokens` compares them token by token
 
@@ -69,11 +70,19 @@ def pair(
     its last, have a twin. Of rows only the last layers are compared, pooled; of projections the
     last block's (MiniLM-v2, Wang et al. 2021). Maps and stages are never pooled: tokens are
     compared at the same time (`@time`), maps of two CNNs and tokens of two images place by place;
-    so are a CNN's features.
-    Raises LayerError where nothing can be paired.
+    so are a CNN's features. Where the teacher's head is reused, what enters it is compared with
+    what enters the student's (SimKD, Chen et al. 2022).
+    Raises LayerError where nothing can be paired, and for scores, which only a name can tell.
     """
     if how not in WAYS:
         raise LayerError(f"{how!r} is no way to pair layers; {nearest(how, WAYS)}")
+    if kind == "Scores":
+        raise LayerError(
+            f"{how!r} can't tell what scores tags or arcs from hidden features; name it with "
+            "`layers: {student path: teacher path}`."
+        )
+    if kind == "Reused":
+        return _reused(student, teacher, run)
     places = {"Attentions": _attentions, "Projections": _projections}.get(kind, _depths)
     mine, its = places(student, run), places(teacher, run)
     if not mine or not its:
@@ -213,6 +222,57 @@ def _projections(model: nn.Module, _run: Run) -> list[Seen]:
         if name in PROJECTIONS and inside:
             found.setdefault(name[0], Seen(path, module, ()))
     return [found[letter] for letter in "qkv"] if len(found) == 3 else []
+
+
+def _reused(student: nn.Module, teacher: nn.Module, run: Run) -> dict[str, str]:
+    """What enters the student's head, which has to be the teacher's, and what enters the teacher's.
+
+    A head of the student's own would never learn what to make of the teacher's features.
+    """
+    (mine, head), (its, given) = (_before_head(model, run) for model in (student, teacher))
+    weights = zip(head.parameters(), given.parameters(), strict=False)
+    if head.weight.shape != given.weight.shape or not all(
+        torch.equal(one.cpu(), other.cpu()) for one, other in weights
+    ):
+        raise LayerError(
+            f"{type(student).__name__} does not answer through its teacher's head, which is what "
+            "this loss is for; put the student inside of another: `joined: {student: ...}`."
+        )
+    return {mine: its}
+
+
+def _before_head(model: nn.Module, run: Run) -> tuple[str, nn.Linear]:
+    """The path of what enters the linear map that makes the logits, and this map."""
+    *inner, whole = _dry_run(model, run)
+    heads = [
+        (before, last.module)
+        for before, last in pairwise(inner)
+        if isinstance(last.module, nn.Linear) and last.shape == whole.shape
+    ]
+    if heads and _enters(*heads[-1], model, run):
+        return heads[-1][0].path, heads[-1][1]
+    raise LayerError(
+        f"No module of {type(model).__name__} gives just what enters its head; name it with "
+        "`layers: {student path: teacher path}`."
+    )
+
+
+@torch.no_grad()
+def _enters(before: Seen, head: nn.Module, model: nn.Module, run: Run) -> bool:
+    """Whether a module's answer is the very thing that the head is called with."""
+    answers: list[Any] = []
+    entered: list[Any] = []
+    handles = [
+        before.module.register_forward_hook(lambda *told: answers.append(told[2])),
+        head.register_forward_pre_hook(lambda _, given: entered.append(given[0])),
+    ]
+    try:
+        with evaluating(model):
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return answers[-1] is entered[-1]
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from attar.types import Moment
+
 
 def constant(progress: float, *, value: float = 1.0) -> float:  # noqa: ARG001
     """`value` throughout."""
@@ -23,6 +25,6 @@ def cosine(progress: float, *, start: float = 0.0, end: float = 1.0) -> float:
     return linear((1 - math.cos(math.pi * progress)) / 2, start=start, end=end)
 
 
-def step(progress: float, *, start: float = 0.0, end: float = 1.0, at: float = 0.5) -> float:
+def step(progress: float, *, start: float = 0.0, end: float = 1.0, at: Moment = 0.5) -> float:
     """`start` before the progress `at`, `end` from there on."""
     return end if progress >= at else start

@@ -113,9 +113,11 @@ def minilm_v2(
     """
     widths = student.shape[-1], teacher.shape[-1]
     if heads < 1 or any(width % heads for width in widths):
+        fitting = [n for n in range(1, max(heads, 1) + 1) if math.gcd(*widths) % n == 0]
         raise ValueError(
             f"{heads} relation heads do not divide the widths of student and teacher, "
-            f"{widths[0]} and {widths[1]}: choose heads that divide both"
+            f"{widths[0]} and {widths[1]}: choose heads that divide both, "
+            f"{', '.join(map(str, fitting[:-1]))}{' or ' * (len(fitting) > 1)}{fitting[-1]}"
         )
     real = _real(mask, student)
     ours = _queries(_log_relations(student, real, heads), real)

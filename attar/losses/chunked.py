@@ -21,7 +21,7 @@ def chunked(loss: Callable[..., Tensor], rows: int = 1024) -> Callable[..., Tens
     a time; of the whole there are only the logits and their gradient. Costs a second forward pass.
 
     Exact for losses over logits that are a mean over rows, each seen by itself, or over the rows
-    whose label is known: all of `response` but `dist` and `mlkd`, which compare rows, and
+    whose values are known: all of `response` but `dist` and `mlkd`, which compare rows, and
     `weighted` where some labels are not known, as it takes one mean over each (use two terms).
     Nothing can be told from outside about a loss of one's own.
 
@@ -46,9 +46,15 @@ def chunked(loss: Callable[..., Tensor], rows: int = 1024) -> Callable[..., Tens
         for n, student in enumerate(parts["student"]):
             chunk = {name: part[n] for name, part in parts.items()}
             values.append(checkpoint(loss, use_reentrant=False, **(bound | chunk)))
-            known = labelled(chunk["labels"]) if "labels" in chunk else torch.ones(len(student))
-            weights.append(known.sum().to(student.device))
+            weights.append(_counted(student, chunk.get("labels")))
         weight = torch.stack(weights).float()
         return (torch.stack(values) * weight).sum() / weight.sum().clamp_min(1)
 
     return in_chunks
+
+
+def _counted(student: Tensor, labels: Tensor | None) -> Tensor:
+    """How many rows a loss takes its mean over; values that are not known (NaN) are left out."""
+    if labels is not None and labels.is_floating_point():
+        return labelled(labels).sum().to(student.device)
+    return torch.tensor(len(student), device=student.device)

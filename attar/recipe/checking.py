@@ -6,13 +6,15 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from reprlib import repr as short
 from typing import Any, get_type_hints
 
 from attar.errors import RecipeError
 from attar.recipe.dialect import Trail
 from attar.recipe.paper import Choice, Recipe, as_choice
-from attar.resolve import Function, Room, asks, bind, chosen, faults, find, options
+from attar.recipe.reading import read
+from attar.resolve import Function, Room, asks, bind, chosen, compares, faults, find, options
 
 ROOMS: dict[str, Room] = {
     "task": "attar.tasks",
@@ -81,6 +83,19 @@ class _Lookup:
     def maybe(self, key: str) -> Piece | None:
         return None if vars(self.recipe)[key] is None else self.one(key)
 
+    def student(self) -> Piece | None:
+        """The student; and another that an option of it names is looked up and checked too."""
+        piece = self.maybe("student")
+        inner = None if piece is None else piece.function.keywords.get("student")
+        if piece is not None and inner is not None:
+            trail: Trail = ("student", piece.name, "student")
+            try:
+                choice = Choice.model_validate(as_choice(inner))
+            except ValueError as error:
+                raise self.error(trail, str(error)) from None
+            self.piece("student", choice, trail)
+        return piece
+
     def many(self, key: str) -> tuple[Piece, ...]:
         choices = enumerate(vars(self.recipe)[key])
         return tuple(self.piece(key, choice, (key, index)) for index, choice in choices)
@@ -136,7 +151,7 @@ class _Lookup:
             function = self.found("losses", choice, trail)
         piece = self.moving(function, choice, trail)
         weight = self.weight(written, (*trail, written.name, "weight"))
-        layers = self.layers(written, (*trail, written.name, "layers"))
+        layers = self.layers(written, function, (*trail, written.name, "layers"))
         return Term(piece.name, piece.function, weight, layers)
 
     def weight(self, loss: Choice, trail: Trail) -> float | partial[float]:
@@ -152,8 +167,10 @@ class _Lookup:
             ) from None
         return self.piece("weight", schedule, trail).function
 
-    def layers(self, loss: Choice, trail: Trail) -> str | dict[str, str] | None:
+    def layers(self, loss: Choice, function: Function, trail: Trail) -> str | dict[str, str] | None:
         layers = loss.options.get("layers")
+        if isinstance(layers, str) and compares(function) == "Logits":
+            raise self.error(trail, f"{loss.name} compares logits and takes no layers")
         if layers is None or isinstance(layers, str):
             return layers
         if isinstance(layers, dict) and all(isinstance(path, str) for path in layers.values()):
@@ -191,7 +208,7 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
     resolved = Resolved(
         task=task,
         teacher=lookup.maybe("teacher"),
-        student=lookup.maybe("student"),
+        student=lookup.student(),
         teach=lookup.maybe("teach"),
         losses=tuple(lookup.term(index, task) for index in range(len(recipe.losses))),
         steps=lookup.many("steps"),
@@ -199,9 +216,26 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
         baselines=lookup.many("baselines"),
         engine=lookup.one("engine"),
     )
+    if in_a_circle(recipe):
+        raise lookup.error(("teacher",), "the recipes give each other's teacher in a circle")
     for trail, sentence in _nonsense(resolved):
         raise lookup.error(trail, sentence)
     return resolved
+
+
+def in_a_circle(recipe: Recipe) -> bool:
+    """Whether the recipe that gives the teacher, and the one that gives its, lead back to one."""
+    seen = {Path(recipe.place()).resolve()}
+    while recipe.teacher is not None and recipe.teacher.name == "distilled":
+        path = Path(str(recipe.teacher.options.get("recipe"))).resolve()
+        if path in seen:
+            return True
+        seen.add(path)
+        try:
+            recipe = read(path)
+        except RecipeError:  # it will be told when that recipe is opened
+            return False
+    return False
 
 
 def teaches_alone(scheme: partial[Any]) -> bool:
@@ -213,9 +247,20 @@ def teaches_alone(scheme: partial[Any]) -> bool:
     return set(asked) != {"batches"}
 
 
+def _needs_teacher(student: Piece) -> bool:
+    """Whether one of attar's own students is made of the teacher; a user's own may do without."""
+    return ":" not in student.name and "teacher" in asks(student.function)
+
+
 def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
     if recipe.student is None and recipe.teacher is None:
         yield ("steps",), "there is no model to work on: name a student, a teacher, or both"
+    if recipe.student is not None and recipe.teacher is None and _needs_teacher(recipe.student):
+        yield (
+            ("student",),
+            f"the student {recipe.student.name} takes layers or words of the teacher, and the "
+            "recipe has none: add the key teacher",
+        )
     for index, step in enumerate(recipe.steps):
         if step.name == "distill" and recipe.student is None:
             yield ("steps", index), "distill needs a student to train: add the key student"

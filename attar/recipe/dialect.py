@@ -75,7 +75,9 @@ def parsed(text: str, origin: str) -> tuple[Any, list[tuple[Trail, int]]]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{origin}{line}: this is not good YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RecipeError(f"{origin}: this is not good YAML: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{origin}: this is not good YAML: {error}") from None
 
 

@@ -39,6 +39,7 @@ def agreed(folder: Path, teacher: Mapping[str, Any], kept: Kept) -> dict[str, An
 
 def found(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a folder; StoreError if there is none, or it tells a fact otherwise."""
+    refuse_headless(folder)
     if not (folder / MANIFEST).exists():
         below = ", ".join(map(str, stores(folder)))
         cure = f"name one of {below}" if below else "`attar teach` makes one"
@@ -51,6 +52,15 @@ def found(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
             " ask the teacher again"
         )
     return manifest
+
+
+def refuse_headless(folder: Path) -> None:
+    """StoreError where there are shards and no manifest that says whose they are."""
+    if shard_files(folder) and not (folder / MANIFEST).exists():
+        raise StoreError(
+            f"{folder} has lost its {MANIFEST}, which says whose knowledge it is: run the recipe"
+            " that filled it (`teach: offline` with the same teacher), and it is written again"
+        )
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from attar.errors import StoreError
 from attar.store.files import MANIFEST, abandoned, shard_files
 from attar.store.index import ABSENT, Digests, Index
-from attar.store.manifest import OLDEST, read, unread
+from attar.store.manifest import OLDEST, read, refuse_headless, unread
 from attar.store.shards import Shard
 
 
@@ -31,8 +31,10 @@ def examine(folder: Path) -> list[Finding]:
     Damaged is a file that is not what was written. Unused is a shard that belongs to another
     teacher, or whose rows all lie in other shards too; a file of a format that is not read any
     more; and what a writer killed long ago left half written.
-    StoreError where the folder is of a newer format: attar can't tell what is of use in it.
+    StoreError where the folder is of a newer format, or has no manifest: attar can't tell what is
+    of use in it.
     """
+    refuse_headless(folder)
     path = folder / MANIFEST
     manifest: dict[str, Any] | None = None
     found = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.teach.asking import ask
-from attar.types import IGNORE, Batch, Engine, Forward, Knowledge, Lesson
+from attar.types import IGNORE, Batch, Decay, Engine, Forward, Knowledge, Lesson
 
 
 def self_ema(
@@ -20,7 +20,7 @@ def self_ema(
     forward: Forward,
     engine: Engine,
     *,
-    decay: float = 0.99,
+    decay: Decay = 0.99,
 ) -> Iterator[Lesson]:
     """The teacher is the student's own moving average (Tarvainen and Valpola, Mean Teacher, 2017).
 
@@ -48,12 +48,18 @@ def own(batches: Iterable[Batch], student: nn.Module, forward: Forward) -> Itera
 
 
 def virtual(
-    batches: Iterable[Batch], classes: Sequence[str], *, confidence: float = 0.9
+    batches: Iterable[Batch],
+    student: nn.Module,
+    forward: Forward,
+    classes: Sequence[str],
+    *,
+    confidence: float = 0.9,
 ) -> Iterator[Lesson]:
     """An expert nobody trained: sure of the true label, and of no other class more than another.
 
-    Where the label is not known it finds all classes equally likely. Under a high temperature this
-    is label smoothing whose strength the temperature sets.
+    Under a high temperature this is label smoothing whose strength the temperature sets. Where the
+    label is not known there is no expert: the student's own answer is the lesson, from which it
+    has nothing to learn.
 
     confidence: probability of the true label
     Source: Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization, CVPR
@@ -69,8 +75,12 @@ def virtual(
     sure, unsure = math.log(confidence), math.log(rest)
     for batch in batches:
         known = (batch.labels != IGNORE).unsqueeze(1)
-        truth = batch.labels.clamp(min=0).unsqueeze(1) == torch.arange(len(classes))
-        yield Lesson(batch, Knowledge(torch.where(known & truth, sure, unsure)))
+        truth = batch.labels.unsqueeze(1) == torch.arange(len(classes))
+        answers = torch.where(truth, sure, unsure)
+        if not known.all():
+            own = ask(student, batch, forward).logits.float().log_softmax(1)
+            answers = torch.where(known, answers, own.to(answers))
+        yield Lesson(batch, Knowledge(answers))
 
 
 class _Count:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.teach.asking import ask
-from attar.types import Batch, Engine, Forward, Knowledge, Lesson
+from attar.types import Batch, Engine, Forward, Knowledge, Lesson, Stateful
 
-Judge = Callable[[Knowledge, Lesson], Tensor]
-"""What a network's answers to a lesson cost: the objective that the student has too."""
+Judge = Callable[[Knowledge, Knowledge], nn.Module]
+"""Builds what a peer minimises, from one answer of each side: a module that is called with
+(knowledge, lesson, progress), as the student's own objective is, and gives the loss first."""
 
 
 def mutual(
@@ -34,7 +36,7 @@ def mutual(
     stable than learning from a teacher; the mean of several peers is steadier than one.
 
     make: builds the n-th peer, from 1 on; peers that begin alike teach each other little
-    judge: what answers to a lesson cost
+    judge: builds what each peer minimises; whatever it learns is learned with the peer
     steps: how many there will be, over which the peers' learning rate falls to zero
     peers: how many learn beside the student
     lr: the peers' highest learning rate
@@ -45,43 +47,61 @@ def mutual(
         raise RecipeError(f"mutual needs at least 1 peer, not {peers}.")
     with torch.random.fork_rng():  # building peers, also again on resuming, must not move dropout
         others = [engine.prepare(make(number + 1)) for number in range(peers)]
-    optimizers = [
-        torch.optim.AdamW(peer.parameters(), lr=lr, weight_decay=weight_decay) for peer in others
-    ]
-    falls = [
-        torch.optim.lr_scheduler.LinearLR(moved, 1.0, 0.0, total_iters=steps)
-        for moved in optimizers
-    ]
-    for number, peer in enumerate(others):
-        engine.track(f"peer {number + 1}", peer)
-        engine.track(f"optimizer of peer {number + 1}", optimizers[number])
-        engine.track(f"rate of peer {number + 1}", falls[number])
+    for number, network in enumerate(others, 1):
+        engine.track(f"peer {number}", network)
+    learning: list[_Peer] = []
     for batch in batches:
         said = [ask(network, batch, forward) for network in (student, *others)]
-        yield Lesson(batch, mean([knowledge.logits for knowledge in said[1:]]))
-        for number, (peer, moved, fall) in enumerate(
-            zip(others, optimizers, falls, strict=True), 1
-        ):
-            rest = [knowledge.logits for n, knowledge in enumerate(said) if n != number]
-            _learn_(peer, Lesson(batch, mean(rest)), forward, judge, engine, moved)
-            fall.step()
+        rest = [mean(_but(n, said)) for n in range(len(said))]
+        if not learning:
+            learning = [
+                _Peer(network, judge(said[n], rest[n]), lr, weight_decay, steps)
+                for n, network in enumerate(others, 1)
+            ]
+            for number, peer in enumerate(learning, 1):
+                engine.track(f"learning of peer {number}", peer)
+        yield Lesson(batch, rest[0])
+        for peer, taught in zip(learning, rest[1:], strict=True):
+            peer.learn_(Lesson(batch, taught), forward, engine)
+
+
+class _Peer:
+    """A student beside the student: its network, what it minimises, and how far it is."""
+
+    def __init__(
+        self, network: nn.Module, objective: nn.Module, lr: float, weight_decay: float, steps: int
+    ) -> None:
+        self.network, self.objective, self.steps = network, objective, steps
+        self.learned = [*network.parameters(), *objective.parameters()]
+        self.optimizer = torch.optim.AdamW(self.learned, lr=lr, weight_decay=weight_decay)
+        self.fall = torch.optim.lr_scheduler.LinearLR(
+            self.optimizer, 1.0, 0.0, total_iters=self.steps
+        )
+        self.parts: tuple[Stateful, ...] = (objective, self.optimizer, self.fall)
+
+    def learn_(self, lesson: Lesson, forward: Forward, engine: Engine) -> None:
+        """One step of the network, and of what its objective learns."""
+        self.network.train()
+        with torch.enable_grad():
+            progress = self.fall.last_epoch / self.steps
+            loss, *_ = self.objective(forward(self.network, lesson.batch), lesson, progress)
+            engine.backward(loss)
+        engine.step(self.optimizer, self.learned, 1.0)
+        self.fall.step()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {str(number): part.state_dict() for number, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for number, part in enumerate(self.parts):
+            part.load_state_dict(state[str(number)])
+
+
+def _but(number: int, said: Sequence[Knowledge]) -> list[Tensor]:
+    return [knowledge.logits for n, knowledge in enumerate(said) if n != number]
 
 
 def mean(answers: Sequence[Tensor]) -> Knowledge:
     """The mean of several answers' probabilities, as logits (rows, classes)."""
     logs = torch.stack([logits.float().log_softmax(1) for logits in answers])
     return Knowledge(logs.logsumexp(0) - torch.tensor(float(len(answers))).log())
-
-
-def _learn_(
-    peer: nn.Module,
-    lesson: Lesson,
-    forward: Forward,
-    judge: Judge,
-    engine: Engine,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    peer.train()
-    with torch.enable_grad():
-        engine.backward(judge(forward(peer, lesson.batch), lesson))
-    engine.step(optimizer, list(peer.parameters()), 1.0)

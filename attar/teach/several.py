@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attar.errors import LayerError, RecipeError
 from attar.teach.asking import ask
-from attar.types import IGNORE, Batch, Forward, Knowledge, Lesson
+from attar.types import IGNORE, Batch, Engine, Forward, Knowledge, Lesson
 
 Load = Callable[[str], nn.Module]
 How = Literal["average", "confidence", "entropy", "best"]
@@ -23,6 +23,8 @@ STEPS, SETTLED = 200, 1e-7
 FLAT = 1e-14
 """What two teachers that share less than this mass of a row's classes say can't be compared."""
 
+NO_LAYERS = "uncertain can't compare layers; take losses over logits."
+
 UNHEARD = math.log(1e-12)
 """The logarithm of what a class gets that none of a row's teachers knows: losses need a number."""
 
@@ -32,6 +34,7 @@ def ensemble(
     teachers: Sequence[nn.Module],
     forward: Forward,
     load: Load | None = None,
+    engine: Engine | None = None,
     *,
     others: tuple[str, ...] = (),
     how: How = "average",
@@ -45,9 +48,9 @@ def ensemble(
     then the q that minimises Σ w KL(p || q over the teacher's classes, renormalised); where every
     teacher knows every class that is the average.
 
-    load: makes a model of what `others` names
+    load: makes a model of what `others` names; engine: where they are put
     others: teachers beside those given: folders or hub names; of `transformers` models the classes
-        may be some of the task's
+        may be some of the task's (then take divergences, not `mse` of logits)
     how: what a teacher's share of a row's mixture is decided by: all alike; its cross-entropy with
         the true label (CA-MKD: the nearer, the more); its entropy (the surer, the more); or the
         one best teacher alone. Where a label is not known, entropy stands in for cross-entropy
@@ -62,7 +65,9 @@ def ensemble(
         raise RecipeError("ensemble can't load its other teachers here; give them as models.")
     if not teachers and not others:
         raise RecipeError("ensemble asks at least one teacher.")
-    teachers = [*teachers, *(load(name) for name in others if load is not None)]
+    if load is not None:
+        loaded = [load(name) for name in others]
+        teachers = [*teachers, *(engine.prepare(each) if engine else each for each in loaded)]
     if weights and (len(weights) != len(teachers) or min(weights) <= 0):
         raise RecipeError(
             f"ensemble has {len(teachers)} teachers and the weights {list(weights)}; give one "
@@ -142,7 +147,7 @@ def _shares(logs: Tensor, labels: Tensor, how: How) -> Tensor:
     """(teachers, rows): how much each has to say of a row; a row's shares sum to one."""
     if how == "average" or len(logs) == 1:
         return torch.full(logs.shape[:2], 1 / len(logs), device=logs.device)
-    entropy: Tensor = torch.special.entr(logs.exp()).sum(2)
+    entropy = _entropy(logs)
     wrong = F.nll_loss(logs.flatten(0, 1), labels.repeat(len(logs)).clamp(min=0), reduction="none")
     wrong = torch.where(labels == IGNORE, entropy, wrong.view_as(entropy))
     if how == "entropy":
@@ -154,6 +159,14 @@ def _shares(logs: Tensor, labels: Tensor, how: How) -> Tensor:
     others = (~mute).sum(0) - 1
     spread = (1 - wrong.masked_fill(mute, -math.inf).softmax(0)) / others.clamp(min=1)
     return torch.where(others > 0, spread, torch.ones_like(spread)).masked_fill(mute, 0)
+
+
+def _entropy(logs: Tensor) -> Tensor:
+    """(teachers, rows); of a teacher of few classes as if it knew all: few are soon agreed upon."""
+    entropy: Tensor = torch.special.entr(logs.exp()).sum(2)
+    known, most = (~logs.isneginf()).sum(2), math.log(logs.shape[2])
+    # Who knows a single class has told nothing by naming it.
+    return torch.where(known > 1, entropy * most / known.clamp(min=2).log(), most)
 
 
 def uncertain(
@@ -182,12 +195,15 @@ def uncertain(
             f"The share that uncertain asks about is above 0 and at most 1, not {share}."
         )
     for batch in batches:
-        logits = ask(student, batch, forward).logits.float()
+        try:
+            logits = ask(student, batch, forward).logits.float()
+        except LayerError:  # it has been asked for the teacher's layers
+            raise RecipeError(NO_LAYERS) from None
         logs = logits.log_softmax(1)
         doubt = -(logs.exp() * logs).sum(1)
         rows = doubt.topk(math.ceil(share * len(batch))).indices.tolist()
         answer = ask(teachers[0], batch.some(rows), forward)
         if answer.features:
-            raise RecipeError("uncertain can't compare layers; take losses over logits.")
+            raise RecipeError(NO_LAYERS)
         logits[rows] = answer.logits.float().to(logits.device)
         yield Lesson(batch, Knowledge(logits))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .places import FLAT, tokens
 
 Features: TypeAlias = Tensor  # (rows, length, width) or pooled (rows, width)
+Reused: TypeAlias = Tensor  # what enters the head that both have, as above
 
 
 def mse(student: Features, teacher: Features, mask: Tensor | None = None) -> Tensor:
@@ -79,7 +80,9 @@ class simkd(nn.Module):  # noqa: N801
     """Mean squared difference of the projected last feature of the student and the teacher's last.
 
     The projector is part of the student and is shipped and counted with it: body, projector, and
-    the teacher's own classifier in place of the student's. `student` is what the projector gives.
+    the teacher's own classifier in place of the student's. In a recipe that is the student
+    `joined: {student: {layers: {keep: [0]}}}` with this loss alone and `layers: auto`, which
+    compares what enters the two classifiers and refuses a student that has one of its own.
     Nothing is learned here. It is a class because a class is given the features without a bridge:
     a bridge would be left behind in training, and the classifier would then meet features unlike
     any it knows.
@@ -89,7 +92,7 @@ class simkd(nn.Module):  # noqa: N801
     (the paper uses no other loss).
     """
 
-    def __init__(self, student: Features, teacher: Features) -> None:
+    def __init__(self, student: Reused, teacher: Reused) -> None:
         super().__init__()
         ours, theirs = student.shape[-1], teacher.shape[-1]
         if ours != theirs:
@@ -98,7 +101,7 @@ class simkd(nn.Module):  # noqa: N801
                 f"{theirs}: the teacher's classifier needs a projector that gives {theirs}"
             )
 
-    def forward(self, student: Features, teacher: Features, mask: Tensor | None = None) -> Tensor:
+    def forward(self, student: Reused, teacher: Reused, mask: Tensor | None = None) -> Tensor:
         return mse(student, teacher, mask)
 
 

@@ -23,12 +23,13 @@ class mgd(nn.Module):  # noqa: N801
     The student's feature is brought to the teacher's width (linear, where they differ), a share of
     its places is hidden, and two convolutions over three places with a ReLU between them make
     the whole again. Each real token is hidden with probability `ratio`, drawn anew each time from
-    torch's global generator; of pooled features, which are one place, single numbers are hidden,
-    and the convolutions are linear maps. The mean is over real tokens and width; the paper sums
+    torch's global generator, as in the paper (the authors' code for classifiers hides whole
+    channels instead); of pooled features, which are one place, single numbers are hidden, and
+    the convolutions are linear maps. The mean is over real tokens and width; the paper sums
     over a row, with weights of 7e-5 (classification) and 2e-5 (detection, segmentation).
 
-    ratio: the share that is hidden; the authors' 0.15 for classifiers, 0.45 to 0.75 for detection
-        and segmentation
+    ratio: the share that is hidden; the authors' 0.15 (of channels) for classifiers, 0.45 to 0.75
+        for detection and segmentation
     places: `line` for tokens and time, `square` for a convolution's square maps (3 x 3 windows)
     Raises ValueError if the ratio is not at least 0 and below 1, or a square map is not square.
     Source: Yang et al., Masked Generative Distillation, ECCV 2022 (L_dis).

@@ -76,12 +76,14 @@ def correlation(student: Rows, teacher: Rows, *, gamma: float = 0.4, order: int 
 
     Published below plain KD on all seven pairs (ResNet-56 -> 20: 69.63 against 70.66, Tian et al.
     2020, who ran a simpler form that the authors had sent them).
-    Raises ValueError if the order is below 1.
+    Raises ValueError if the order is below 1, or gamma is not positive.
     Source: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019 (L_CC with the
     Gaussian RBF kernel).
     """
     if order < 1:
         raise ValueError(f"order is {order}, not 1 or more: nothing of the examples would be left")
+    if not gamma > 0:
+        raise ValueError(f"gamma is {gamma}, not above 0: all examples would be equally alike")
     ours, theirs = _cosines(student), _cosines(teacher.detach())
     gap = torch.zeros_like(ours)
     for power in range(1, order + 1):  # power 0 is the same for both

@@ -48,7 +48,7 @@ class crd(nn.Module):  # noqa: N801
     their formula. Nothing is remembered in eval mode.
 
     Weight 0.8 in the paper. Published above plain KD (ResNet-56 -> 20: 71.16 against 70.66).
-    Raises ValueError if the temperature is not positive.
+    Raises ValueError if the temperature is not positive, or nothing is to be remembered.
     Source: Tian et al., Contrastive Representation Distillation, ICLR 2020 (L_critic, with
     the normalization by chance of the authors' code).
     """
@@ -69,6 +69,8 @@ class crd(nn.Module):  # noqa: N801
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
+        if negatives < 1:
+            raise ValueError(f"negatives is {negatives}: there has to be at least 1 to tell from")
         self.temperature, self.momentum = temperature, momentum
         random = seeded()
         self.ours = linear(student.shape[-1], width, random)
@@ -141,7 +143,7 @@ class seed(nn.Module):  # noqa: N801
     teacher_temperature: of the teacher's
 
     Nothing is remembered in eval mode.
-    Raises ValueError if a temperature is not positive.
+    Raises ValueError if a temperature is not positive, or nothing is to be remembered.
     Source: Fang et al., SEED: Self-supervised Distillation for Visual Representation, ICLR 2021.
     """
 
@@ -158,6 +160,8 @@ class seed(nn.Module):  # noqa: N801
         teacher_temperature: float = 0.01,
     ) -> None:
         super().__init__()
+        if queue < 1:
+            raise ValueError(f"queue is {queue}: there has to be at least 1 to be compared with")
         self.temperature = temperature
         self.teacher_temperature = teacher_temperature
         random = seeded()

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..response.softening import divergence, soften
 
-Maps: TypeAlias = Tensor  # (rows, length, width)
+Scores: TypeAlias = Tensor  # (rows, length, tags or heads): no hidden width
 
 
 def entity(
-    student: Maps,
-    teacher: Maps,
+    student: Scores,
+    teacher: Scores,
     mask: Tensor | None = None,
     *,
     tags: int | None = None,
@@ -26,6 +26,7 @@ def entity(
     student, teacher: (rows, length, tags), scores of independent tags, or (rows, length, tags²),
         a linear chain's (CRF's) scores of a tag after a tag: previous x tags + this one, what
         comes before the first token being tag 0. One may be a chain and the other not.
+        `layers` has to name what gives them: no word can stand for it.
     mask: (rows, length); a padded token is skipped: the tag before it stays the previous one
     tags: how many there are; by default the smaller width, so that two chains have to say it
 
@@ -46,13 +47,14 @@ def entity(
 
 
 def arcs(
-    student: Maps, teacher: Maps, mask: Tensor | None = None, *, temperature: float = 1.0
+    student: Scores, teacher: Scores, mask: Tensor | None = None, *, temperature: float = 1.0
 ) -> Tensor:
     """T² KL(teacher ‖ student) of which token is the head of a token, over the real tokens.
 
     student, teacher: (rows, length, length) arc scores, a dependent a row and a head a column;
         columns beyond the length are padding. A root is a token of its own (or a token's own
-        column), and every real token may be the head of any.
+        column), and every real token may be the head of any. `layers` has to name what gives them:
+        no word can stand for it.
 
     A parser that chooses each head by itself gives a set of arcs the product of their
     probabilities, so this is the KL of the whole set, divided by the number of tokens.

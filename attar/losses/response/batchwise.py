@@ -23,6 +23,8 @@ def dist(
     Pearson's, of the softened answers, averaged over rows and over classes. Where neither side
     has a spread (each class of a batch of one row) a correlation is undefined and counts nothing.
     With two classes the first part can only compare signs and has no gradient.
+    The T² is the authors' (their τ²); as correlations hardly depend on scale, the gradients grow
+    with T, and a temperature that falls is a weight that falls.
 
     Raises ValueError if the temperature is not positive.
     Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .softening import Logits, divergence, labelled, log_answers, mean_over_known, soften
+from .softening import Logits, divergence, log_answers, soften, targets
 
 
 def dkd(
@@ -21,22 +21,21 @@ def dkd(
 ) -> Tensor:
     """T² (α KL(target or not) + β KL(among the classes that are not the target)).
 
-    labels: (rows,) int64. The split needs a target, so rows labelled -100 (not known) are left
-    out, of the mean too; a batch of nothing else gives zero, still with a graph.
+    labels: (rows,) int64. The split needs a target: of rows labelled -100 (not known) it is what
+    the teacher finds likeliest, so that a pool without labels teaches as well.
     With two classes the second part is zero. `standardize` as in `kl`. The authors raise the
     weight of this loss from zero over the first epochs.
 
     Raises ValueError if the temperature is not positive.
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (α TCKD + β NCKD).
     """
-    known = labelled(labels)
-    target = F.one_hot(labels[known], student.shape[-1]).bool()
-    soft_student = soften(student[known], temperature, standardize)
-    soft_teacher = soften(teacher.detach()[known], temperature, standardize)
+    target = F.one_hot(targets(labels, teacher), student.shape[-1]).bool()
+    soft_student = soften(student, temperature, standardize)
+    soft_teacher = soften(teacher.detach(), temperature, standardize)
     in_student, in_teacher = (_in_target(soft, target) for soft in (soft_student, soft_teacher))
     others, wanted = (_others(soft, target) for soft in (soft_student, soft_teacher))
     both = alpha * divergence(in_teacher, in_student) + beta * divergence(wanted, others)
-    return temperature**2 * mean_over_known(both)
+    return temperature**2 * both.mean()
 
 
 def nkd(
@@ -57,13 +56,12 @@ def nkd(
     Source: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023
     (NKD, γ = 1.5).
     """
-    known = labelled(labels)
-    ours, theirs = student[known], teacher.detach()[known]
-    target = F.one_hot(labels[known], student.shape[-1]).bool()
-    in_target = (log_answers(theirs, 1).exp() * log_answers(ours, 1))[target]
-    others = _others(soften(ours, temperature), target)
-    wanted = _others(soften(theirs, temperature), target).exp()
-    return -mean_over_known(in_target + gamma * temperature**2 * (wanted * others).sum(-1))
+    teacher = teacher.detach()
+    target = F.one_hot(targets(labels, teacher), student.shape[-1]).bool()
+    in_target = (log_answers(teacher, 1).exp() * log_answers(student, 1))[target]
+    others = _others(soften(student, temperature), target)
+    wanted = _others(soften(teacher, temperature), target).exp()
+    return -(in_target + gamma * temperature**2 * (wanted * others).sum(-1)).mean()
 
 
 def _in_target(logits: Tensor, target: Tensor) -> Tensor:

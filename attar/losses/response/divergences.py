@@ -125,10 +125,12 @@ def adaptive_kl(
     w of a row is the head's share of Σ |teacher - student| and sends back no gradient: `kl` fits
     the head first, `reverse_kl` the tail.
 
-    Raises ValueError if the temperature is not positive.
+    Raises ValueError if `head` is not in (0, 1], or the temperature is not positive.
     Source: Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large
     Language Models, 2024 (AKL, μ = 0.5).
     """
+    if not 0 < head <= 1:
+        raise ValueError(f"head is {head}, not above 0 and at most 1: it is a share of the answer")
     log_student = log_answers(student, temperature)
     log_teacher = log_answers(teacher.detach(), temperature)
     share = _head_share(log_student, log_teacher, head)

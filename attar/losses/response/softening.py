@@ -50,6 +50,11 @@ def mixed(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
 
 
+def targets(labels: Tensor, teacher: Tensor) -> Tensor:
+    """(rows,) the label; where it is not known (-100) what the teacher finds likeliest."""
+    return torch.where(labels == UNKNOWN, teacher.argmax(-1), labels)
+
+
 def labelled(labels: Tensor) -> Tensor:
     """(rows,), True where the label is known: a class that is not -100, numbers without a NaN."""
     if labels.is_floating_point():

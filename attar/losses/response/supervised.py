@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import kl
-from .softening import TINY, Logits, divergence, labelled, log_answers, mean_over_known
+from .softening import TINY, Logits, divergence, labelled, log_answers, mean_over_known, targets
 
 
 def weighted(
@@ -40,21 +40,20 @@ def wsl(student: Logits, teacher: Logits, labels: Tensor, *, temperature: float 
     """T² w KL(teacher ‖ student), w = 1 - exp(-student's cross-entropy / teacher's) of each row.
 
     An example that the student already knows better than the teacher counts little. The weights
-    take T = 1 and send back no gradient. labels: (rows,) int64; rows labelled -100 (not known) are
-    left out, of the mean too. The paper writes a soft cross-entropy for the KL, which has the same
-    gradient, and adds 2.5 times this to the cross-entropy with the labels.
+    take T = 1 and send back no gradient. labels: (rows,) int64; of rows labelled -100 (not known)
+    it is what the teacher finds likeliest. The paper writes a soft cross-entropy for the KL, which
+    has the same gradient, and adds 2.5 times this to the cross-entropy with the labels.
 
     Raises ValueError if the temperature is not positive.
     Source: Zhou et al., Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance
     Tradeoff Perspective, ICLR 2021.
     """
-    known = labelled(labels)
-    ours, theirs, told = student[known], teacher.detach()[known], labels[known]
-    mine = F.cross_entropy(ours.detach().float(), told, reduction="none")
-    its = F.cross_entropy(theirs.float(), told, reduction="none")
+    teacher, told = teacher.detach(), targets(labels, teacher)
+    mine = F.cross_entropy(student.detach().float(), told, reduction="none")
+    its = F.cross_entropy(teacher.float(), told, reduction="none")
     weight = -(-mine / its.clamp_min(TINY)).expm1()
-    apart = divergence(log_answers(theirs, temperature), log_answers(ours, temperature))
-    return temperature**2 * mean_over_known(weight * apart)
+    apart = divergence(log_answers(teacher, temperature), log_answers(student, temperature))
+    return temperature**2 * (weight * apart).mean()
 
 
 def regression(student: Logits, teacher: Logits, labels: Tensor, *, margin: float = 0.0) -> Tensor:
