@@ -609,10 +609,12 @@ def test_who_does_not_know_the_true_class_has_no_say() -> None:
     np.testing.assert_allclose(only, [0.0, 0.9, 0.1], atol=1e-6)
 
 
-def test_entropies_of_partial_teachers_are_over_what_they_know() -> None:
+def test_entropies_of_partial_teachers_are_those_of_the_share_they_know() -> None:
     said = ((0.6, 0.4, None), (0.5, 0.2, 0.3))
     entropies = [-sum(p * math.log(p) for p in each if p is not None) for each in said]
-    powers = np.exp(-np.array(entropies))
+    # As if each knew all three: else who knows few classes would look the surer.
+    most = [math.log(sum(p is not None for p in each)) for each in said]
+    powers = np.exp(-np.array(entropies) / most * math.log(3))
     expected = wanted(said, (powers / powers.sum()).tolist())
     mine = united([Speaks(*each) for each in said], how="entropy")
     np.testing.assert_allclose(mine, expected, atol=1e-4)
