@@ -101,7 +101,9 @@ def every_layer(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def scores(given: argparse.Namespace, name: str, change: dict[str, Any], seed: int) -> Scores:
+def scores(
+    given: argparse.Namespace, name: str, change: dict[str, Any], control: str, seed: int
+) -> Scores:
     """One arm with one seed, trained and scored on the test split, or found."""
     folder = given.out / "".join(each if each.isalnum() else "-" for each in name) / f"seed-{seed}"
     if (folder / "scores.json").is_file():
@@ -112,7 +114,7 @@ def scores(given: argparse.Namespace, name: str, change: dict[str, Any], seed: i
         kept = sorted((given.out / "response-kl").glob("seed-*/teacher"))
         others = [str(path) for path in kept if path.parent.name != folder.name]
         said["teach"]["ensemble"]["others"] = others
-    if not name.startswith(CONTROL) or "temperature" in name:
+    if name != control:  # what nobody teaches is trained once for each student
         said["baselines"] = []
     here = begin(read(said), folder, screen=Silent())
     book = Book()
@@ -171,7 +173,7 @@ def main() -> None:
             continue
         for seed in given.seeds:
             try:
-                scored = scores(given, name, change, seed)
+                scored = scores(given, name, change, control, seed)
             except Exception as error:  # one arm that fails must not cost a night
                 wrong[name] = f"{type(error).__name__}: {error}"
                 break
