@@ -86,7 +86,6 @@ def _rehearse(here: Setting) -> None:
             raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
-    who_answers(quiet, models.teacher if models.trained else None, models.taught)
     rehearse(quiet, models)
     list(baseline_arms(quiet, models.teacher, untaught))
     for step in here.plan.steps:
@@ -309,7 +308,7 @@ def train_baselines(
 ) -> list[Entry]:
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
-    for arm in baseline_arms(here, teacher, partial(teachers_answers, here, teacher, taught)):
+    for arm in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
         model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
         entries.append(Entry(arm.name, model))
     return entries

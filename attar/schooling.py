@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attar import distill, teach
-from attar.baselines import untaught
+from attar.baselines import Scheme, untaught
 from attar.casting import build_student, load
 from attar.engine import local
 from attar.errors import RecipeError
@@ -30,7 +30,7 @@ def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book:
     terms, pairs = [], {}
     own = here.plan.teach is not None and teaches_itself(here.plan.teach)
     who = student if own else teacher
-    if own and here.plan.teach is not None and here.plan.teach.name == "own":
+    if here.plan.teach is not None and here.plan.teach.name == "own":
         _check_own(here)
     for choice in here.plan.losses:
         function = choice.function
@@ -138,23 +138,16 @@ def _first_lesson(here: Setting, models: Cast, batch: Batch) -> Lesson:
     return next(iter(given))
 
 
-def teachers_answers(
-    here: Setting,
-    teacher: nn.Module | None,
-    taught: Teaching,
-    batches: Iterable[Batch],
-    student: nn.Module,
-    engine: local,
-    steps: int,
-) -> Iterable[Lesson]:
+def teachers_answers(here: Setting, teacher: nn.Module | None, taught: Teaching) -> Scheme:
     """What the teacher says of every text, whatever the recipe's scheme makes of it."""
     scheme = here.plan.teach
     asked = () if scheme is None else asks(scheme.function)
     every = scheme is not None and scheme.name == "stored"
     if every or ("teachers" in asked and "student" not in asked):
-        return lessons(here, teacher, taught, batches, student, engine, steps)
+        return partial(lessons, here, teacher, taught)
     given = [] if teacher is None else [teacher]
-    return teach.online(batches, given, asking(here, replace(taught, teacher_layers=())))
+    forward = asking(here, replace(taught, teacher_layers=()))
+    return lambda batches, *_: teach.online(batches, given, forward)
 
 
 def teaches_itself(scheme: Piece) -> bool:

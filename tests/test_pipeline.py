@@ -128,8 +128,8 @@ def test_hard_labels_are_the_teachers_whoever_teaches(
     batch = next(here.task.sweep("train", batch_size=8))
     assert found.teacher is not None
     wanted = asking(here, found.taught)(found.teacher, batch).logits
-    given = (here, found.teacher, found.taught, [batch], found.student, here.engine, 1)
-    (lesson,) = teachers_answers(*given)
+    scheme = teachers_answers(here, found.teacher, found.taught)
+    (lesson,) = scheme([batch], found.student, here.engine, 1)
     assert lesson.teacher is not None
     torch.testing.assert_close(lesson.teacher.logits, wanted, rtol=1e-2, atol=1e-2)
 

@@ -23,7 +23,7 @@ def online(
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
     """
-    teacher = _only(teachers)
+    teacher = only(teachers)
     for batch in batches:
         yield Lesson(batch, ask(teacher, batch, forward))
 
@@ -48,7 +48,7 @@ def offline(
         number, and given back spread evenly over them
     features: what the layers are kept in; int8 has a scale for each vector
     """
-    teacher, folder = _only(teachers), store_folder(store, cache)
+    teacher, folder = only(teachers), store_folder(store, cache)
     with open_store(folder, teacher, facts or {}, top=top, features=features) as known:
         for batch in batches:
             if missing := known.missing(batch.keys):
@@ -125,9 +125,10 @@ def ask(teacher: nn.Module, batch: Batch, forward: Forward) -> Knowledge:
         return forward(teacher, batch).detach()
 
 
-def _only(teachers: Sequence[nn.Module]) -> nn.Module:
+def only(teachers: Sequence[nn.Module], scheme: str = "This scheme") -> nn.Module:
+    """The one teacher. Raises RecipeError where there are more, or none."""
     if len(teachers) != 1:
-        raise RecipeError(f"This scheme asks one teacher, not {len(teachers)}.")
+        raise RecipeError(f"{scheme} asks one teacher, not {len(teachers)}.")
     return teachers[0]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.teach.asking import ask
+from attar.teach.asking import ask, only
 from attar.teach.remembered import Wish, norms, unlabelled
 from attar.types import Batch, Count, Engine, Forward, Lesson, Share
 
@@ -65,9 +65,7 @@ def data_free(
     Raises RecipeError for inputs that are no numbers or change their shape, for a teacher without
     batch normalization, and for several teachers.
     """
-    if len(teachers) != 1:
-        raise RecipeError(f"data_free asks one teacher, not {len(teachers)}.")
-    teacher = teachers[0]
+    teacher = only(teachers, "data_free")
     wish = Wish(teacher, student, forward, aim, normal, compete if how == "generator" else 0.0)
     made: _Pool | _Generated | None = None
     for batch in batches:

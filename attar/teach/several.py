@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import LayerError, RecipeError
-from attar.teach.asking import ask
+from attar.teach.asking import ask, only
 from attar.types import IGNORE, Batch, Engine, Forward, Knowledge, Lesson
 
 Load = Callable[[str], nn.Module]
@@ -188,8 +188,7 @@ def uncertain(
     Raises RecipeError for several teachers, and where layers are compared: the student has none of
     the teacher's.
     """
-    if len(teachers) != 1:
-        raise RecipeError(f"uncertain asks one teacher, not {len(teachers)}.")
+    teacher = only(teachers, "uncertain")
     if not 0 < share <= 1:
         raise RecipeError(
             f"The share that uncertain asks about is above 0 and at most 1, not {share}."
@@ -202,7 +201,7 @@ def uncertain(
         logs = logits.log_softmax(1)
         doubt = -(logs.exp() * logs).sum(1)
         rows = doubt.topk(math.ceil(share * len(batch))).indices.tolist()
-        answer = ask(teachers[0], batch.some(rows), forward)
+        answer = ask(teacher, batch.some(rows), forward)
         if answer.features:
             raise RecipeError(NO_LAYERS)
         logits[rows] = answer.logits.float().to(logits.device)
