@@ -30,7 +30,7 @@ def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book:
     terms, pairs = [], {}
     own = here.plan.teach is not None and teaches_itself(here.plan.teach)
     who = student if own else teacher
-    if here.plan.teach is not None and here.plan.teach.name == "own":
+    if here.taught_by("own"):
         _check_own(here)
     for choice in here.plan.losses:
         function = choice.function
@@ -131,7 +131,7 @@ def _first_lesson(here: Setting, models: Cast, batch: Batch) -> Lesson:
     scheme, teacher = here.plan.teach, models.teacher
     if scheme is not None and teacher is not None and "cache" in asks(scheme.function):
         return Lesson(batch, teach.ask(teacher, batch, asking(here, models.taught)))
-    if not models.trained and scheme is not None and scheme.name == "stored":
+    if not models.trained and here.taught_by("stored"):
         teacher = None  # it can't be told yet whether it is the one that answered
     engine = local(precision="fp32", device="cpu")  # where the models are before they train
     given = lessons(here, teacher, models.taught, [batch], models.student, engine, steps=1)
@@ -142,8 +142,7 @@ def teachers_answers(here: Setting, teacher: nn.Module | None, taught: Teaching)
     """What the teacher says of every text, whatever the recipe's scheme makes of it."""
     scheme = here.plan.teach
     asked = () if scheme is None else asks(scheme.function)
-    every = scheme is not None and scheme.name == "stored"
-    if every or ("teachers" in asked and "student" not in asked):
+    if here.taught_by("stored") or ("teachers" in asked and "student" not in asked):
         return partial(lessons, here, teacher, taught)
     given = [] if teacher is None else [teacher]
     forward = asking(here, replace(taught, teacher_layers=()))
@@ -186,7 +185,7 @@ def facts_of(here: Setting, teacher: nn.Module | None, taught: Teaching) -> dict
         return {"max_length": here.task.max_length, "classes": classes, "layers": layers}
     own = here.task.preprocessing(teacher)
     own |= {"layers": layers, "precision": here.engine.precision}
-    if here.plan.teach is not None and here.plan.teach.name == "stored":
+    if here.taught_by("stored"):
         own = fingerprint(teacher, **own)  # where a teacher is at hand, it is whose store it is
     return own
 
@@ -201,7 +200,7 @@ def who_answers(here: Setting, teacher: nn.Module | None, taught: Teaching) -> l
     for name in chosen(here.plan.teach.function, "others") or ():
         other = load(here, name, partly=True)
         facts += [fingerprint(other, **here.task.preprocessing(other))]
-    if here.plan.teach.name == "stored":
+    if here.taught_by("stored"):
         folder = here.plan.teach.function.keywords["store"]
         facts += [opened(folder, facts_of(here, teacher, taught)).manifest["teacher"]]
     return facts
@@ -210,24 +209,25 @@ def who_answers(here: Setting, teacher: nn.Module | None, taught: Teaching) -> l
 def answers_at_hand(here: Setting) -> bool:
     """Whether a recipe without a teacher has the answers of others: loaded by name, or stored."""
     scheme = here.plan.teach
-    return scheme is not None and bool(scheme.name == "stored" or chosen(scheme.function, "others"))
+    return here.taught_by("stored") or bool(scheme and chosen(scheme.function, "others"))
 
 
 def how_kept(here: Setting) -> dict[str, Any]:
     """What a store keeps of an answer, as the options of `offline` say."""
-    if here.plan.teach is None or here.plan.teach.name != "offline":
+    if here.plan.teach is None or not here.taught_by("offline"):
         return {}
     return {name: chosen(here.plan.teach.function, name) for name in ("top", "features")}
 
 
 def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book: Book) -> None:
     """Ask the teacher once for everything that training will need, where the scheme keeps it."""
-    if teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
+    scheme = here.plan.teach
+    if teacher is None or scheme is None or not here.taught_by("offline"):
         return
     if not any(term.needs_teacher for term in taught.terms):
         return
     start = time.monotonic()
-    folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
+    folder = teach.store_folder(scheme.function.keywords.get("store"), here.cache)
     total, done = here.task.size("train"), 0
     facts, kept = facts_of(here, teacher, taught), how_kept(here)
     with (

@@ -35,6 +35,10 @@ class Setting:
     command: str
     trust: bool = False
 
+    def taught_by(self, scheme: str) -> bool:
+        """Whether the recipe's scheme is the one of this name."""
+        return self.plan.teach is not None and self.plan.teach.name == scheme
+
 
 @dataclass
 class Book:

@@ -3,7 +3,8 @@
     python benchmarks/methods.py [--steps 300] [--seeds 0 1 2] [--out runs/methods] [--only WORD]
 
 Every arm is the quickstart with one thing changed: the same teacher, the same 770 labels and pool,
-the same student from the same initial weights, the same number of steps. Runs that are done are
+the same student from the same initial weights, the same number of steps. Schemes in which labels
+decide have recipes with all labels, and controls of their own there. Runs that are done are
 found again, so it can be stopped at any time. The table is written to OUT/methods.md; differences
 are paired by seed and given with a 95 % t-interval. Nothing is tuned on the test split: options
 are those of the papers, or the library's defaults.
@@ -76,13 +77,24 @@ def arms() -> Iterator[tuple[str, dict[str, Any], str]]:
                 {"losses": [{name: {"standardize": True} | hot}]},
                 CONTROL,
             )
+    step = QUICK["steps"][0]["distill"]
+    yield (
+        f"{CONTROL}, batches of 8",
+        {"losses": KL, "steps": [{"distill": step | {"batch_size": 8}}]},
+        CONTROL,
+    )
+    told = {CONTROL}
     for file in sorted(SCHEMES.glob("*.yaml")):
         said = read(file).to_dict()
-        change = {key: said[key] for key in ("teacher", "student", "teach", "losses")}
+        change = {key: said[key] for key in ("task", "teacher", "student", "teach", "losses")}
         change["steps"] = said["steps"][:1]
         control = CONTROL
+        if said["task"] != QUICK["task"]:
+            control += ", all labels"
         if said["student"] != QUICK["student"]:
-            control = f"{CONTROL}, student of {file.stem}"
+            control += f", student of {file.stem}"
+        if control not in told:
+            told.add(control)
             yield control, change | {"teach": "offline", "losses": KL}, control
         yield f"scheme: {file.stem}", change, control
 

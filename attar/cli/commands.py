@@ -116,7 +116,7 @@ def teach(
     from attar.setting import Book
 
     here = _begin(recipe, out, seed, settings, trust)
-    if here.plan.teacher is None or here.plan.teach is None or here.plan.teach.name != "offline":
+    if here.plan.teacher is None or not here.taught_by("offline"):
         place = here.recipe.place("teach")
         raise RecipeError(f"{place}: only `teach: offline` with a teacher keeps its knowledge")
     book = Book()

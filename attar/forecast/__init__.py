@@ -57,8 +57,8 @@ def forecast(here: Setting) -> Forecast:
     look = _look(here, cast)
     if casting.teacher_kept(here) is not None:
         stages.append(_teacher(look))
-    if cast.teacher is not None and here.plan.teach is not None:
-        stages += [_knowledge(look)] if here.plan.teach.name == "offline" else []
+    if cast.teacher is not None and here.taught_by("offline"):
+        stages.append(_knowledge(look))
     followed = list(_steps(look))
     stages += [*followed, Stage("measuring", _measuring(look, followed))]
     parameters = {
