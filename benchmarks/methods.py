@@ -44,7 +44,9 @@ T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8:
 """Two-sided 95 % quantiles of Student's t, by degrees of freedom."""
 
 KL: list[Any] = ["response.kl"]
-TASK: list[Any] = ["task"]
+STEPS = 300
+"""Of every arm, but of a scheme whose recipe needs more; its control then takes as many."""
+
 
 ALONE = ("feature", "attention", "relation")
 """Rooms whose losses say nothing of the classes: they stand beside `response.kl`, weight 1."""
@@ -77,22 +79,19 @@ def arms() -> Iterator[tuple[str, dict[str, Any], str]]:
                 {"losses": [{name: {"standardize": True} | hot}]},
                 CONTROL,
             )
-    step = QUICK["steps"][0]["distill"]
-    yield (
-        f"{CONTROL}, batches of 8",
-        {"losses": KL, "steps": [{"distill": step | {"batch_size": 8}}]},
-        CONTROL,
-    )
+    yield f"{CONTROL}, batches of 8", {"losses": KL, "distill": {"batch_size": 8}}, CONTROL
     told = {CONTROL}
     for file in sorted(SCHEMES.glob("*.yaml")):
         said = read(file).to_dict()
         change = {key: said[key] for key in ("task", "teacher", "student", "teach", "losses")}
-        change["steps"] = said["steps"][:1]
+        change |= {"steps": said["steps"][:1], "baselines": said["baselines"]}
         control = CONTROL
         if said["task"] != QUICK["task"]:
             control += ", all labels"
         if said["student"] != QUICK["student"]:
             control += f", student of {file.stem}"
+        if (steps := said["steps"][0]["distill"]["steps"]) != STEPS:
+            control += f", {steps} steps"
         if control not in told:
             told.add(control)
             yield control, change | {"teach": "offline", "losses": KL}, control
@@ -121,7 +120,9 @@ def scores(
     if (folder / "scores.json").is_file():
         return json.loads((folder / "scores.json").read_text())  # type: ignore[no-any-return]
     said = QUICK | {"seed": seed} | change
-    said["steps"] = [{"distill": said["steps"][0]["distill"] | {"steps": given.steps}}]
+    if "steps" not in change:  # a scheme's recipe knows how many it needs
+        own = {"steps": given.steps} | said.pop("distill", {})
+        said["steps"] = [{"distill": said["steps"][0]["distill"] | own}]
     if "ensemble" in said["teach"]:  # the control, which comes first, has left all teachers there
         kept = sorted((given.out / "response-kl").glob("seed-*/teacher"))
         others = [str(path) for path in kept if path.parent.name != folder.name]
@@ -168,7 +169,7 @@ def row(name: str, found: dict[int, float], control: dict[int, float]) -> str:
 def main() -> None:
     """Run every arm with every seed, and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--only", default="", help="arms whose name contains this word")
