@@ -194,7 +194,7 @@ def follow_steps(
             continue
         else:
             here.screen.say(f"{step.name} ...")
-            model = compressed(here, step.function, model)
+            model = compressed(here, step.function, model, book)
             name = f"{name}-{step.name.rpartition('.')[2]}"
         left = [later.name for later in here.plan.steps[number + 1 :]]
         if not emulated(model) or not any(later.startswith("export.") for later in left):
@@ -203,9 +203,17 @@ def follow_steps(
     return entries, begun
 
 
-def compressed(here: Setting, step: partial[Any], model: nn.Module) -> nn.Module:
+def compressed(here: Setting, step: partial[Any], model: nn.Module, book: Book) -> nn.Module:
     """The model made smaller by one of the recipe's steps."""
-    return ask(step, {"model": model, "example": here.task.example})  # type: ignore[no-any-return]
+    given = {
+        "model": model,
+        "example": here.task.example,
+        "calibration": here.task.calibration,
+        "losses": here.task.losses,
+        "score": here.task.score,
+        "tell": book.tell,
+    }
+    return ask(step, given)  # type: ignore[no-any-return]
 
 
 def _export(here: Setting, step: Piece, model: nn.Module, name: str, book: Book) -> Entry:

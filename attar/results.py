@@ -169,6 +169,7 @@ def _written(
         "classes": len(here.task.classes),
         "notes": list(here.task.notes),
         **book.plan,
+        **({"tables": book.tables} if book.tables else {}),
     }
     report = Report(
         recipe={**said, "name": name, "text": here.recipe.to_yaml(), "command": here.command},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,12 @@ class Book:
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     teacher: Path | None = None
+
+    def tell(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what a step found out, as a table for the report."""
+        self.tables[title] = [dict(row) for row in rows]
 
     def note(self, name: str, curve: arms.Curve) -> None:
         """Write down how a training went."""

@@ -120,6 +120,15 @@ class Forward(Protocol):
 Example = Callable[[nn.Module], Mapping[str, Tensor]]
 """Gives, for a model, the named inputs of one typical example after the model's preprocessing."""
 
+Calibration = Callable[[nn.Module], Iterator[Mapping[str, Tensor]]]
+"""Gives, for a model, the named inputs of training examples, batch by batch, in a fixed order."""
+
+Losses = Callable[[nn.Module], Iterator[Tensor]]
+"""Gives what a model loses on labelled training examples, batch by batch, with the graph."""
+
+Tell = Callable[[str, Sequence[Mapping[str, Any]]], None]
+"""Is told of what a step found out: a title, and the rows of a table for the report."""
+
 Score = Callable[[nn.Module], Mapping[str, float]]
 """Scores a model on held-out data; `score` is the one number that choices are made by."""
 

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from attar import export, students
 from attar.compress import quantize
+from attar.compress.quantize import dynamic
 from attar.errors import ExportError, MissingExtra, ModelError
 from attar.export import onnx_file
 from attar.resolve import names
@@ -185,8 +186,8 @@ def test_an_int8_file_multiplies_and_looks_up_in_integers(
     exported: Callable[[str], tuple[nn.Module, Path]], name: str
 ) -> None:
     model, file = exported(name)
-    linear = sum(isinstance(m, quantize.Int8Linear) for m in model.modules())
-    tables = sum(isinstance(m, quantize.Int8Embedding) for m in model.modules())
+    linear = sum(isinstance(m, dynamic.Int8Linear) for m in model.modules())
+    tables = sum(isinstance(m, dynamic.Int8Embedding) for m in model.modules())
     found = operators(file)
     assert found["MatMulInteger"] == linear > 0
     assert found["DequantizeLinear"] == tables > 0

@@ -406,18 +406,32 @@ def test_features_come_with_the_mask_of_their_tokens(task: classification) -> No
     said(lambda: task.forward(model, batch_of(["my"]), ["bert.encoder.layer.7"]), LayerError)
 
 
-def test_the_example_is_a_typical_text_and_calibration_spans_all_lengths(
-    task: classification,
-) -> None:
+def test_the_example_is_a_typical_text(task: classification) -> None:
     model = task.load(with_words(Sums()))
     (count,) = task.example(model)["attention_mask"].sum(1).tolist()
     lengths = sorted(task.encode(model, task.texts)["attention_mask"].sum(1).tolist())
     assert abs(lengths.index(count) / len(lengths) - 0.5) < 0.2
-    for examples in (1, 5, 32, 1000):
-        mask = task.calibration(model, examples)["attention_mask"]
-        assert len(mask) == min(examples, len(lengths))
-        if examples > 1:
-            assert (mask.sum(1).min(), mask.sum(1).max()) == (lengths[0], lengths[-1])
+
+
+def test_calibration_shows_every_training_text_once_and_always_in_one_order(
+    task: classification,
+) -> None:
+    model = task.load(with_words(Sums()))
+    first, again = ([*task.calibration(model)] for _ in range(2))
+    rows = [tuple(row[row > 0].tolist()) for each in first for row in each["input_ids"]]
+    wanted = [tuple(task.encode(model, [text])["input_ids"][0].tolist()) for text in task.texts]
+    assert sorted(rows) == sorted(tuple(n for n in row if n > 0) for row in wanted)
+    assert rows != [tuple(n for n in row if n > 0) for row in wanted]
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True)
+    )
+
+
+def test_losses_are_those_of_the_labelled_texts_with_their_graph(task: classification) -> None:
+    model = task.load(with_words(Sums()))
+    found = list(task.losses(model))
+    assert len(found) == -(-task.size("labelled") // 32)
+    assert all(loss.requires_grad and loss.isfinite() for loss in found)
 
 
 def test_preprocessing_is_told_the_same_before_and_after_a_tokenizer_was_used(

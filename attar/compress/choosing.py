@@ -20,14 +20,14 @@ def chosen(
     A layer that stands in several places is there once for each.
 
     what: the layers and the verb, for the sentence where there are none
-    Raises ModelError for an excluded path that holds no such layer, and where none is left.
+    Raises ModelError for an excluded path that names nothing, and where none is left.
     """
     found = {
         path: module
         for path, module in model.named_modules(remove_duplicate=False)
         if path and wanted(module)
     }
-    places = {place for path in found for place in _around(path)}
+    places = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
     for path in exclude or ():
         if path not in places:
             raise ModelError(f"exclude names {path!r}, where nothing is; {nearest(path, places)}")

@@ -241,7 +241,7 @@ def _steps(look: _Look) -> Iterator[Stage]:
             yield Stage(step.name, EXPORT.get(step.name, 1.0), measure.size(model))
         else:
             start = time.perf_counter()
-            model = pipeline.compressed(here, step.function, copy.deepcopy(model))
+            model = pipeline.compressed(here, step.function, copy.deepcopy(model), Book())
             name = f"{name}-{step.name.rpartition('.')[2]}"
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:

@@ -196,11 +196,20 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """The model's inputs for one training text of median length."""
         return self.encode(model, [self._median])
 
-    def calibration(self, model: nn.Module, examples: int = 32) -> Mapping[str, Tensor]:
-        """The model's inputs for some training texts of all lengths, as one padded batch."""
-        ordered = sorted(self.texts, key=len)
-        chosen = np.linspace(0, len(ordered) - 1, min(examples, len(ordered))).astype(int)
-        return self.encode(model, [ordered[n] for n in chosen])
+    def calibration(self, model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
+        """The model's inputs for every training text once, in a fixed order, 32 to a batch."""
+        for batch in self._shuffled("train"):
+            yield self.encode(model, batch.inputs)
+
+    def losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """What a model loses on each batch of 32 labelled training texts, with the graph."""
+        for batch in self._shuffled("labelled"):
+            yield self.loss(self.forward(model, batch), batch)
+
+    def _shuffled(self, part: str, batch_size: int = 32) -> Iterator[Batch]:
+        order = np.random.default_rng(self._seed).permutation(self._part(part)).tolist()
+        for start in range(0, len(order), batch_size):
+            yield self._batch(order[start : start + batch_size])
 
     def encode(self, model: nn.Module, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask, each (rows, length), by the model's own tokenizer and device."""

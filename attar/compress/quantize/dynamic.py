@@ -1,4 +1,4 @@
-"""Fewer bits for each weight, in the arithmetic of the runtime that will run the file."""
+"""Int8 weights, and activations quantized as they come, batch by batch."""
 
 from __future__ import annotations
 

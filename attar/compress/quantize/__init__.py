@@ -1,0 +1,5 @@
+"""Fewer bits for each weight, in the arithmetic of the runtime that will run the file."""
+
+from attar.compress.quantize.dynamic import int8_dynamic
+
+__all__ = ["int8_dynamic"]
