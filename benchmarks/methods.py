@@ -79,7 +79,8 @@ def arms() -> Iterator[tuple[str, dict[str, Any], str]]:
                 {"losses": [{name: {"standardize": True} | hot}]},
                 CONTROL,
             )
-    yield f"{CONTROL}, batches of 8", {"losses": KL, "distill": {"batch_size": 8}}, CONTROL
+    fewer = QUICK["steps"][0]["distill"] | {"steps": STEPS, "batch_size": 8}
+    yield f"{CONTROL}, batches of 8", {"losses": KL, "steps": [{"distill": fewer}]}, CONTROL
     told = {CONTROL}
     for file in sorted(SCHEMES.glob("*.yaml")):
         said = read(file).to_dict()
@@ -121,8 +122,7 @@ def scores(
         return json.loads((folder / "scores.json").read_text())  # type: ignore[no-any-return]
     said = QUICK | {"seed": seed} | change
     if "steps" not in change:  # a scheme's recipe knows how many it needs
-        own = {"steps": given.steps} | said.pop("distill", {})
-        said["steps"] = [{"distill": said["steps"][0]["distill"] | own}]
+        said["steps"] = [{"distill": said["steps"][0]["distill"] | {"steps": given.steps}}]
     if "ensemble" in said["teach"]:  # the control, which comes first, has left all teachers there
         kept = sorted((given.out / "response-kl").glob("seed-*/teacher"))
         others = [str(path) for path in kept if path.parent.name != folder.name]

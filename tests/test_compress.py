@@ -20,10 +20,18 @@ from attar.resolve import Function, ask, names, options
 
 COMPRESSORS = names("attar.compress")
 
-NEEDED: dict[str, dict[str, Any]] = {"prune.magnitude": {"ratio": 0.5}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "prune.magnitude": {"ratio": 0.5},
+    "prune.structured": {"ratio": 0.5, "round_to": 2},
+}
 """The options that a compressor can't do without."""
 
-CANNOT: dict[tuple[str, str], str] = {}
+CANNOT: dict[tuple[str, str], str] = {
+    (
+        "prune.structured",
+        "lstm",
+    ): "^Lstm has no channels that can be pruned: recurrent",
+}
 """What a compressor can't do to a model, and what it says of it."""
 
 DEARER: dict[str, str] = {}
@@ -51,7 +59,11 @@ def made(make: str) -> nn.Module:
 
 
 def test_the_room_has_the_compressors_that_recipes_name() -> None:
-    assert set(COMPRESSORS) == {"prune.magnitude", "quantize.int8_dynamic"}
+    assert set(COMPRESSORS) == {
+        "prune.magnitude",
+        "prune.structured",
+        "quantize.int8_dynamic",
+    }
 
 
 @pytest.mark.parametrize(("name", "make"), ABLE)
