@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,14 @@ def _rehearse(here: Setting) -> None:
     models = cast(quiet, Book())
     rehearse(quiet, models)
     list(baseline_arms(quiet, models.teacher, untaught))
+    model = models.student
     for step in here.plan.steps:
         given = {"steps", "epochs"} & set(step.function.keywords)
         if step.name == "distill" and len(given) != 1:
             raise RecipeError("The step distill needs either `steps` or `epochs`.")
+        if step.name != "distill" and not step.name.startswith("export."):
+            given_here = _in_short(_for_compressors(quiet, Book()))
+            model = ask(step.function, given_here | {"model": model})
 
 
 def find_teacher(here: Setting, book: Book) -> nn.Module | None:
@@ -183,37 +188,86 @@ def follow_steps(
     """
     entries: list[Entry] = []
     begun: tuple[nn.Module, partial[Any]] | None = None
-    model, name = student, "student"
+    model, name, knows = student, "student", here.plan.student is None
     for number, step in enumerate(here.plan.steps):
-        if step.name == "distill":
-            begun = begun or (copy.deepcopy(model), step.function)
-            arm = Arm(name, "train", partial(lessons, here, teacher, taught), taught.terms)
-            model = train_arm(here, arm, model, step.function, teacher, taught, book)
-        elif step.name.startswith("export."):
+        if step.name.startswith("export."):
             entries.append(_export(here, step, model, name, book))
             continue
-        else:
+        if step.name != "distill":
             here.screen.say(f"{step.name} ...")
             model = compressed(here, step.function, model, book)
             name = f"{name}-{step.name.rpartition('.')[2]}"
-        left = [later.name for later in here.plan.steps[number + 1 :]]
-        if not emulated(model) or not any(later.startswith("export.") for later in left):
-            entries = [each for each in entries if each.name != name]
+        elif begun is None:
+            begun = copy.deepcopy(model), all_steps(here)
+            model = _distilled(here, name, model, step.function, teacher, taught, book)
+            knows = True
+        else:  # a repair, by the layers that are left
+            name = f"{name}-distill"
+            again = teaching(here, teacher, model, book)
+            fill_store(here, teacher, again, book)
+            model = _distilled(here, name, model, step.function, teacher, again, book)
+        later = [each.name for each in here.plan.steps[number + 1 :]]
+        if knows and not (emulated(model) and any(each.startswith("export.") for each in later)):
             entries.append(Entry(name, model))
     return entries, begun
 
 
+def _distilled(
+    here: Setting,
+    name: str,
+    model: nn.Module,
+    step: partial[Any],
+    teacher: nn.Module | None,
+    taught: Teaching,
+    book: Book,
+) -> nn.Module:
+    """A copy of the model, trained as the step says."""
+    arm = Arm(name, "train", partial(lessons, here, teacher, taught), taught.terms)
+    return train_arm(here, arm, copy.deepcopy(model), step, teacher, taught, book)
+
+
+def all_steps(here: Setting) -> partial[Any]:
+    """The first `distill` step with the optimizer steps of all: what baselines may take too."""
+    trainings = [step.function for step in here.plan.steps if step.name == "distill"]
+    if len(trainings) == 1:
+        return trainings[0]
+    total = sum(_steps_of(here, each) for each in trainings)
+    return partial(trainings[0], steps=total, epochs=None)
+
+
+def _steps_of(here: Setting, step: partial[Any]) -> int:
+    """How many optimizer steps a `distill` step takes."""
+    epoch = len(here.task.batches("train", batch_size=chosen(step, "batch_size")))
+    return int(chosen(step, "steps") or round((chosen(step, "epochs") or 0) * epoch))
+
+
 def compressed(here: Setting, step: partial[Any], model: nn.Module, book: Book) -> nn.Module:
     """The model made smaller by one of the recipe's steps."""
-    given = {
-        "model": model,
+    return ask(step, _for_compressors(here, book) | {"model": model})  # type: ignore[no-any-return]
+
+
+def _for_compressors(here: Setting, book: Book) -> dict[str, Any]:
+    """What compressors may ask for beside the model."""
+    return {
         "example": here.task.example,
         "calibration": here.task.calibration,
         "losses": here.task.losses,
         "score": here.task.score,
         "tell": book.tell,
+        "cut": partial(students.vocabulary.cut, texts=here.task.texts),
     }
-    return ask(step, given)  # type: ignore[no-any-return]
+
+
+def _in_short(given: dict[str, Any]) -> dict[str, Any]:
+    """The same with one batch of each, and a score that nobody takes: for a look ahead."""
+
+    def first(
+        batches: Callable[[nn.Module], Iterator[Any]],
+    ) -> Callable[[nn.Module], Iterator[Any]]:
+        return lambda model: islice(batches(model), 1)
+
+    short = {name: first(given[name]) for name in ("calibration", "losses")}
+    return given | short | {"score": lambda _: {"score": 0.0}}
 
 
 def _export(here: Setting, step: Piece, model: nn.Module, name: str, book: Book) -> Entry:
@@ -290,8 +344,7 @@ def fit(
         batches = here.task.batches(arm.part, batch_size=batch_size)
         # Every arm takes the steps of the student's epochs, however small its own part is.
         epoch = len(here.task.batches("train", batch_size=batch_size))
-        steps = chosen(step, "steps") or round((chosen(step, "epochs") or 0) * epoch)
-        return arm.scheme(engine.feed(batches), student, engine, steps), epoch
+        return arm.scheme(engine.feed(batches), student, engine, _steps_of(here, step)), epoch
 
     layers = taught.student_layers if arm.losses == taught.terms else ()
     given = {

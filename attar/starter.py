@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from attar import students
-from attar.distill.pairing import blocks
+from attar.depth import blocks
 from attar.errors import DataError, ModelError
 from attar.report.figures import count
 from attar.tasks.text import classification, reading

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from attar import arms, distill, teach
+from attar.depth import blocks
 from attar.distill.loop import Watch
-from attar.distill.pairing import blocks
 from attar.engine import local
 from attar.errors import ModelError
 from attar.losses import response

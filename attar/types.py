@@ -157,6 +157,14 @@ class Quantized(Protocol):
     def dequantized(self) -> nn.Module: ...
 
 
+@runtime_checkable
+class Sparse(Protocol):
+    """A layer whose weights were pruned: those that are zero stay so when it is trained on."""
+
+    sparse: bool
+    weight: nn.Parameter
+
+
 class Engine(Protocol):
     """Where the arithmetic runs; the loop and the schemes know nothing else about machines."""
 

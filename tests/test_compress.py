@@ -22,11 +22,17 @@ COMPRESSORS = names("attar.compress")
 
 NEEDED: dict[str, dict[str, Any]] = {
     "prune.magnitude": {"ratio": 0.5},
+    "prune.wanda": {"ratio": 0.5},
     "prune.structured": {"ratio": 0.5, "round_to": 2},
 }
 """The options that a compressor can't do without."""
 
+FLAT = ("mlp", "cnn", "text_cnn", "lstm")
+"""Models that are no stack of like layers."""
+
 CANNOT: dict[tuple[str, str], str] = {
+    **{("prune.layers", name): "has no stack of like layers left to prune" for name in FLAT},
+    **{("prune.vocabulary", name): "has no tokenizer with it" for name in MODELS},
     (
         "prune.structured",
         "lstm",
@@ -60,8 +66,11 @@ def made(make: str) -> nn.Module:
 
 def test_the_room_has_the_compressors_that_recipes_name() -> None:
     assert set(COMPRESSORS) == {
+        "prune.layers",
         "prune.magnitude",
         "prune.structured",
+        "prune.vocabulary",
+        "prune.wanda",
         "quantize.int8_dynamic",
     }
 

@@ -17,7 +17,7 @@ import attar
 HOUSE = Path(attar.__file__).parent
 FILES = {str(path.relative_to(HOUSE)): path for path in sorted(HOUSE.rglob("*.py"))}
 
-GROUND = {"types", "errors", "resolve", "taps", "store", "engine", "recipe", "report"}
+GROUND = {"types", "errors", "resolve", "taps", "depth", "store", "engine", "recipe", "report"}
 ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export", "measure"}
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
@@ -31,6 +31,7 @@ WORDS = {
     "resolve": {"errors"},
     "recipe": {"errors", "resolve"},
     "taps": {"errors", "types"},
+    "depth": {"errors"},
     "store": {"errors", "types"},
     "engine": {"errors", "types"},
 }
@@ -55,12 +56,13 @@ DOORS = {
     "numpy": ("",),
     "safetensors": ("",),
     "torch": ("",),
+    "torch_pruning": ("compress/prune/",),
 }
 """Where a library that is not Python's own may be imported."""
 
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
-    *("onnx", "onnxscript", "onnxruntime", "keras"),
+    *("onnx", "onnxscript", "onnxruntime", "keras", "torch_pruning"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

@@ -23,8 +23,9 @@ from transformers import (
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from attar import distill, resolve, teach
+from attar.depth import blocks
 from attar.distill import Objective, schedules, term
-from attar.distill.pairing import blocks, pair
+from attar.distill.pairing import pair
 from attar.engine import local
 from attar.errors import LayerError, RecipeError
 from attar.losses import attention, feature, response

@@ -111,12 +111,73 @@ def test_trouble_comes_before_the_teacher_is_trained(
             run(read(said | change), out)
 
 
-def test_baselines_refuse_a_student_of_several_trainings(
+LAYERS = {"student": {"layers": {"keep": [0]}}, "measure": ["score", "parameters"]}
+PRUNE = {"prune.structured": {"ratio": 0.5, "round_to": 1}}
+
+
+def test_baselines_take_as_many_steps_as_all_trainings_of_the_student(
     said: dict[str, Any], tmp_path: Path
 ) -> None:
-    twice = said | {"steps": [*SAID["steps"], *SAID["steps"]]}
-    with pytest.raises(RecipeError, match="several"):
-        run(read(twice), tmp_path / "out")
+    steps = [*SAID["steps"], PRUNE, {"distill": {"steps": 3, "batch_size": 8}}]
+    report = run(read(said | LAYERS | {"steps": steps}), tmp_path / "out")
+    last = {name: points[-1]["step"] for name, points in report.history.items()}
+    del last["teacher"]
+    assert last == {"student": 2, "student-structured-distill": 3, "label_smoothing": 5}
+
+
+def test_every_step_has_a_row_and_a_repair_has_its_own(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    steps = [*SAID["steps"], PRUNE, *SAID["steps"], "quantize.int8_dynamic", "export.onnx"]
+    report = run(read(said | LAYERS | {"steps": steps}), tmp_path / "out")
+    names = [row.name for row in report.rows if row.name.startswith("student")]
+    repaired = "student-structured-distill"
+    assert names == ["student", "student-structured", repaired, f"{repaired}-int8_dynamic.onnx"]
+    whole, pruned, again = (report.row(name).parameters for name in names[:3])
+    assert whole is not None
+    assert pruned is not None
+    assert again == pruned < whole
+
+
+def test_what_is_done_to_a_student_that_knows_nothing_yet_has_no_row(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    report = run(read(said | LAYERS | {"steps": [PRUNE, *SAID["steps"]]}), tmp_path / "out")
+    names = [row.name for row in report.rows if row.name.startswith("student")]
+    assert names == ["student-structured"]
+
+
+def test_a_model_that_is_trained_already_is_compressed_and_exported_alone(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    run(read(said), tmp_path / "first")
+    alone = {
+        "task": said["task"],
+        "teacher": {"load": {"model": str(tmp_path / "first" / "teacher")}},
+        "steps": [PRUNE, "quantize.int8_dynamic", "export.onnx"],
+        "measure": said["measure"],
+    }
+    report = run(read(alone), tmp_path / "second")
+    names = [row.name for row in report.rows]
+    assert names[:2] == ["teacher", "student-structured"]
+    assert "student-structured-int8_dynamic.onnx" in names
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"prune.structured": {"ratio": {"heads": 0.5}}},
+        {"prune.layers": {"drop": 7}},
+        {"prune.magnitude": {}},
+        {"quantize.int8_dynamic": {"exclude": ["nothing.here"]}},
+    ],
+)
+def test_a_compressor_that_can_t_do_it_says_so_before_anything_is_trained(
+    said: dict[str, Any], step: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(AttarError):
+        run(read(said | LAYERS | {"steps": [*SAID["steps"], step]}), tmp_path / "out")
+    assert not (tmp_path / "out" / "arms").exists()
 
 
 @pytest.mark.parametrize("teach", ["offline", "virtual", "self_ema", {"uncertain": {"share": 0.1}}])

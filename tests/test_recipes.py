@@ -61,11 +61,12 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(
     recipe = tiny(path, bank, base, tmp_path)
     report = run(recipe, tmp_path / "out")
     names = [row.name for row in report.rows]
-    assert {"student", "labels_only", "label_smoothing", "bag_of_words"} <= set(names)
+    controls = {*recipe.to_dict()["baselines"]} - {"pseudo_labels"}
+    assert {"student", "labels_only", "bag_of_words", *controls} <= set(names)
     assert ("teacher" in names) == (recipe.teacher is not None)
     assert len(names) == len(set(names))
     if "labelled_per_class" in recipe.task.options and recipe.teacher is not None:
-        assert "pseudo_labels" in names
+        assert ("pseudo_labels" in names) == ("pseudo_labels" in recipe.to_dict()["baselines"])
     for row in report.rows:
         assert row.score is not None
         assert 0 <= row.score <= 1

@@ -439,7 +439,7 @@ def test_a_model_without_tokenizer_or_with_too_few_embeddings_is_refused() -> No
     model.set_input_embeddings(nn.Embedding(20, 16))
     with pytest.raises(ModelError, match="20 embeddings"):
         vocabulary.cut(model, SEEN)
-    with pytest.raises(ModelError, match="carries no tokenizer"):
+    with pytest.raises(ModelError, match="has no tokenizer with it"):
         students.cnn(SEEN, CLASSES, nn.Linear(1, 1), LENGTH)
 
 

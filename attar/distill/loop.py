@@ -17,7 +17,7 @@ from attar.distill.objective import Objective, Term
 from attar.engine import local
 from attar.errors import EngineError
 from attar.taps import place
-from attar.types import Count, Engine, Forward, Lesson, Positive, Score
+from attar.types import Count, Engine, Forward, Lesson, Positive, Score, Sparse
 
 Watch = Callable[[Mapping[str, Any]], None]
 """Is told of every step: step, steps, loss, each term, and score where one was measured."""
@@ -90,6 +90,7 @@ def train(
     objective = _objective(student, first, losses, forward)
     engine.track("bridges", objective)
     frozen = _freeze_(student, objective, rates or {})
+    held = _hold_zeros_(student)
     groups = _groups(student, objective, lr, weight_decay, rates or {})
     trained = [parameter for group in groups for parameter in group["params"]]
     moved = _optimizer(optimizer, groups, lr)
@@ -131,6 +132,8 @@ def train(
         )
     if best.weights is not None:
         student.load_state_dict(best.weights)
+    for hook in held:
+        hook.remove()
     for parameter in frozen:
         parameter.requires_grad_(True)
     return student.eval()
@@ -233,6 +236,13 @@ def _freeze_(
     if unused:
         raise EngineError(f"`rates` names {min(unused)!r}, with which no parameter's name begins.")
     return frozen
+
+
+def _hold_zeros_(student: nn.Module) -> list[Any]:
+    """Keep pruned weights at zero: without a gradient no optimizer here moves a zero."""
+    weights = {module.weight for module in student.modules() if isinstance(module, Sparse)}
+    held = {weight: weight.detach() != 0 for weight in weights if weight.requires_grad}
+    return [weight.register_hook(kept.to(weight.dtype).mul) for weight, kept in held.items()]
 
 
 def _groups(

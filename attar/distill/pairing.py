@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attar.depth import blocks
 from attar.errors import LayerError, nearest
 from attar.taps import TIME, evaluating
 
@@ -98,24 +99,6 @@ def pair(
     pairs = [(mine[-1], its[-1])] if kind == "Rows" else _answers(mine, its)
     images = _sees_images(student) and _sees_images(teacher)
     return dict(_written(*each, kind, how, images) for each in pairs)
-
-
-def blocks(model: nn.Module) -> list[str]:
-    """The paths of the longest stack of like blocks; none where the model is not built of one."""
-    stacks = [
-        (path, list(stack.named_children()))
-        for path, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList | nn.Sequential) and _alike(list(stack))
-    ]
-    if not stacks:
-        return []
-    path, stack = max(stacks, key=lambda found: len(found[1]))
-    return [f"{path}.{name}" if path else name for name, _ in stack]
-
-
-def _alike(stack: list[nn.Module]) -> bool:
-    """Whether a list of modules is of one type, and each more than a layer and its activation."""
-    return len({type(block) for block in stack}) == 1 and len(list(stack[0].modules())) > 2
 
 
 def _by_depth(mine: list[Seen], its: list[Seen]) -> list[tuple[Seen, Seen]]:

@@ -234,9 +234,9 @@ def _steps(look: _Look) -> Iterator[Stage]:
     model, name, begun = cast.student, "student", None
     for step in here.plan.steps:
         if step.name == "distill":
-            begun = begun or (model, step.function)
-            arm = Arm(name, "train", scheme, cast.taught.terms)
-            yield _arm(look, arm, model, step.function)
+            name = name if begun is None else f"{name}-distill"
+            begun = begun or (model, pipeline.all_steps(here))
+            yield _arm(look, Arm(name, "train", scheme, cast.taught.terms), model, step.function)
         elif step.name.startswith("export."):
             yield Stage(step.name, EXPORT.get(step.name, 1.0), measure.size(model))
         else:

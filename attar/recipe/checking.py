@@ -276,5 +276,3 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
             yield ("losses", index), f"{term.name} needs somebody to teach, and teach is null"
         elif recipe.teacher is None and not teaches_alone(recipe.teach.function):
             yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"
-    if recipe.baselines and sum(step.name == "distill" for step in recipe.steps) > 1:
-        yield ("baselines",), "baselines repeat one distill step, and this recipe has several"

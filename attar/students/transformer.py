@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
+from attar.depth import with_layers
 from attar.errors import MissingExtra, ModelError
 from attar.students import vocabulary as words
 from attar.students.vocabulary import Vocabulary
@@ -32,20 +32,17 @@ def layers(
     teacher stays as it is. Raises ModelError where the layers can't be told apart or don't exist.
     """
     source: Any = teacher
-    path, total = _blocks(source)
-    chosen = _indexes(keep, total)
-    student = _fresh(source, chosen)
-    weights = _taken(source.state_dict(), path, chosen)
-    if not head:
-        body = f"{source.base_model_prefix}."
-        weights |= {n: w for n, w in student.state_dict().items() if not n.startswith(body)}
     try:
-        student.load_state_dict(weights)
-    except RuntimeError as error:
+        total: int = source.config.num_hidden_layers
+    except AttributeError:
         raise ModelError(
-            f"{type(teacher).__name__} can't stand on layers {chosen} alone: {error}"
-        ) from error
-    student.tokenizer = copy.deepcopy(words.tokenizer_of(teacher))
+            f"{type(teacher).__name__} is no transformers encoder to take layers from: "
+            "use the encoder student"
+        ) from None
+    words.tokenizer_of(teacher)
+    student: Any = with_layers(teacher, _indexes(keep, total))
+    if not head:
+        _begin_head_(student)
     return words.cut(student, texts) if vocabulary == "data" else cast(nn.Module, student)
 
 
@@ -96,28 +93,6 @@ def encoder(
     return cast(nn.Module, student)
 
 
-def _blocks(teacher: Any) -> tuple[str, int]:
-    """Path and length of the list that holds the teacher's layers."""
-    try:
-        total: int = teacher.config.num_hidden_layers
-    except AttributeError:
-        raise ModelError(
-            f"{type(teacher).__name__} is no transformers encoder to take layers from: "
-            "use the encoder student"
-        ) from None
-    for path, part in teacher.named_modules():
-        if (
-            isinstance(part, nn.ModuleList)
-            and len(part) == total
-            and len({type(block) for block in part}) == 1
-        ):
-            return path, total
-    raise ModelError(
-        f"{type(teacher).__name__} has no list of its {total} layers to take from "
-        "(ALBERT shares one layer between all of them): use the encoder student"
-    )
-
-
 def _indexes(keep: list[int] | int, total: int) -> list[int]:
     """The layers to keep, as indexes."""
     if isinstance(keep, int):
@@ -129,25 +104,9 @@ def _indexes(keep: list[int] | int, total: int) -> list[int]:
     return list(keep)
 
 
-def _fresh(teacher: Any, chosen: list[int]) -> Any:
-    """A model of the teacher's class and settings with as many layers as are chosen."""
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(chosen)
-    kinds = config.to_dict().get("layer_types")
-    if kinds is not None:
-        config.layer_types = [kinds[i] for i in chosen]
-    student = type(teacher)(config)
-    return student.to(device=teacher.device, dtype=teacher.dtype).train(teacher.training)
-
-
-def _taken(weights: dict[str, Tensor], path: str, chosen: list[int]) -> dict[str, Tensor]:
-    """The teacher's weights without the layers that are not chosen, the others renumbered."""
-    taken = {}
-    for name, weight in weights.items():
-        if not name.startswith(f"{path}."):
-            taken[name] = weight
-            continue
-        index, rest = name.removeprefix(f"{path}.").split(".", 1)
-        if int(index) in chosen:
-            taken[f"{path}.{chosen.index(int(index))}.{rest}"] = weight
-    return taken
+def _begin_head_(student: Any) -> None:
+    """Give all that is not of the body the weights of a model that has not been trained."""
+    fresh = type(student)(student.config).state_dict()
+    body = f"{student.base_model_prefix}."
+    new = {name: weight for name, weight in fresh.items() if not name.startswith(body)}
+    student.load_state_dict(new, strict=False)

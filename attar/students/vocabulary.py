@@ -95,13 +95,11 @@ def chosen(
 
 
 def tokenizer_of(model: nn.Module) -> Any:
-    """The tokenizer that a text model carries."""
-    try:
-        return model.tokenizer
-    except AttributeError:
-        raise ModelError(
-            f"{type(model).__name__} carries no tokenizer: set model.tokenizer"
-        ) from None
+    """The tokenizer that a text model carries. Raises ModelError where it has none."""
+    tokenizer = vars(model).get("tokenizer")
+    if tokenizer is None:
+        raise ModelError(f"{type(model).__name__} has no tokenizer with it: set model.tokenizer.")
+    return tokenizer
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding:

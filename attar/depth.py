@@ -1,0 +1,93 @@
+"""The stack of like layers that a deep network is built of, and the same network with fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor, nn
+
+from attar.errors import ModelError
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """The paths of the longest stack of like blocks; none where the model is not built of one."""
+    stacks = [
+        (path, list(stack.named_children()))
+        for path, stack in model.named_modules()
+        if isinstance(stack, nn.ModuleList | nn.Sequential) and _alike(list(stack))
+    ]
+    if not stacks:
+        return []
+    path, stack = max(stacks, key=lambda found: len(found[1]))
+    return [f"{path}.{name}" if path else name for name, _ in stack]
+
+
+def with_layers(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
+    """A copy of a model with some of its layers, by their indexes, in the order given.
+
+    A model of `transformers` is built anew from its configuration, so that the folder it is saved
+    to loads; of any other the stack itself is changed.
+
+    Raises ModelError where the layers can't be told apart.
+    """
+    paths = blocks(model)
+    if "config" in vars(model):
+        return _rebuilt(model, paths, chosen)
+    if not paths:
+        raise ModelError(f"{type(model).__name__} has no stack of like layers to choose from.")
+    small = deepcopy(model)
+    path = paths[0].rpartition(".")[0]
+    stack = small.get_submodule(path)
+    assert isinstance(stack, nn.ModuleList | nn.Sequential)
+    fewer = [stack[n] for n in chosen]
+    kept = nn.ModuleList(fewer) if isinstance(stack, nn.ModuleList) else nn.Sequential(*fewer)
+    if not path:
+        return kept
+    small.set_submodule(path, kept)
+    return small
+
+
+def _alike(stack: list[nn.Module]) -> bool:
+    """Whether a list of modules is of one type, and each more than a layer and its activation."""
+    return len({type(block) for block in stack}) == 1 and len(list(stack[0].modules())) > 2
+
+
+def _rebuilt(model: Any, paths: list[str], chosen: Sequence[int]) -> nn.Module:
+    """A model of the same class and settings with as many layers as are chosen, and their weights.
+
+    Heads and dropout are settings too: a state dict alone would not tell them.
+    """
+    name, total = type(model).__name__, model.config.num_hidden_layers
+    if len(paths) != total:
+        raise ModelError(
+            f"{name} has no list of its {total} layers to take from "
+            "(ALBERT shares one layer between all of them): use the encoder student."
+        )
+    config = deepcopy(model.config)
+    config.num_hidden_layers = len(chosen)
+    kinds = config.to_dict().get("layer_types")
+    if kinds is not None:
+        config.layer_types = [kinds[n] for n in chosen]
+    small = type(model)(config).to(device=model.device, dtype=model.dtype).train(model.training)
+    weights = _taken(model.state_dict(), paths[0].rpartition(".")[0], chosen)
+    try:
+        small.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{name} can't stand on layers {list(chosen)} alone: {error}") from error
+    vars(small).update({k: deepcopy(v) for k, v in vars(model).items() if k == "tokenizer"})
+    return small  # type: ignore[no-any-return]
+
+
+def _taken(weights: dict[str, Tensor], path: str, chosen: Sequence[int]) -> dict[str, Tensor]:
+    """The weights without those of layers that are not chosen, the others renumbered."""
+    taken = {}
+    for name, weight in weights.items():
+        if not name.startswith(f"{path}."):
+            taken[name] = weight
+            continue
+        index, rest = name.removeprefix(f"{path}.").split(".", 1)
+        if int(index) in chosen:
+            taken[f"{path}.{list(chosen).index(int(index))}.{rest}"] = weight
+    return taken
