@@ -17,7 +17,18 @@ import attar
 HOUSE = Path(attar.__file__).parent
 FILES = {str(path.relative_to(HOUSE)): path for path in sorted(HOUSE.rglob("*.py"))}
 
-GROUND = {"types", "errors", "resolve", "taps", "depth", "store", "engine", "recipe", "report"}
+GROUND = {
+    "types",
+    "errors",
+    "resolve",
+    "taps",
+    "depth",
+    "shapes",
+    "store",
+    "engine",
+    "recipe",
+    "report",
+}
 ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export", "measure"}
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
@@ -32,6 +43,7 @@ WORDS = {
     "recipe": {"errors", "resolve"},
     "taps": {"errors", "types"},
     "depth": {"errors"},
+    "shapes": {"errors"},
     "store": {"errors", "types"},
     "engine": {"errors", "types"},
 }

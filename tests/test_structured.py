@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageClassification,
@@ -22,13 +23,15 @@ from transformers import (
 )
 from zoo import MODELS, Convolved, Mlp, answer, calibration, example, given, losses
 
-from attar import measure
+from attar import measure, students
 from attar.compress import prune
 from attar.compress.prune import graph
 from attar.compress.prune.importance import columns
 from attar.depth import blocks
 from attar.errors import ModelError
 from attar.resolve import ask, bind
+from attar.shapes import fit_
+from attar.tasks.text import classification
 
 IMPORTANCES = ("magnitude", "activation", "taylor")
 
@@ -209,6 +212,59 @@ def test_the_tokenizer_stays_with_the_model() -> None:
     model: Any = MODELS["bert"]()
     model.tokenizer = object()
     assert structured(model, ratio=0.5).tokenizer is not None
+
+
+class Mobile(nn.Module):
+    """A depthwise convolution between two of one point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 1)
+        self.norm = nn.BatchNorm2d(16)
+        self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.last = nn.Conv2d(16, 3, 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        seen = self.depth(torch.relu(self.norm(self.first(pixel_values))))
+        return self.last(seen).mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [Mlp, Convolved, Mobile])
+def test_a_network_of_ones_own_loads_again_by_the_shapes_of_its_weights(
+    make: type[nn.Module], tmp_path: Path
+) -> None:
+    model = make().eval()
+    inputs = example(Convolved() if make is Mobile else model)
+    small = ask(
+        bind(prune.structured, {"ratio": 0.5, "round_to": 1, "importance": "magnitude"}),
+        given(model) | {"example": lambda _: inputs},
+    )
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    weights = load_file(tmp_path / "small.safetensors")
+    again = make()
+    fit_(again, weights).load_state_dict(weights)
+    assert torch.equal(answer(again.eval(), inputs), answer(small, inputs))
+    assert repr(again) == repr(small)
+    assert measure.parameters(again) < measure.parameters(model)
+
+
+def test_a_pruned_student_of_attar_is_saved_and_read_back(
+    bank: Path, base: Path, tmp_path: Path
+) -> None:
+    task = classification(dataset=str(bank), max_length=16)
+    teacher = task.load(str(base), new_head=True)
+    student = students.cnn(task.texts, list(task.classes), teacher, 16, width=8, embedding=8)
+    small = structured(student.eval(), ratio=0.5)
+    loaded = students.load(students.save(small, tmp_path / "small"))
+    inputs = task.example(small)
+    assert torch.equal(answer(loaded, inputs), answer(small, inputs))
+    assert measure.parameters(loaded) < measure.parameters(student)
+
+
+def test_a_layer_that_cannot_be_fitted_is_named_with_the_shape() -> None:
+    weights = nn.LSTM(4, 4).state_dict()
+    with pytest.raises(ModelError, match=r"is a LSTM, .* the shape \(16, 4\)"):
+        fit_(nn.Sequential(nn.LSTM(4, 8)), {f"0.{name}": each for name, each in weights.items()})
 
 
 # What is refused

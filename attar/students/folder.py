@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from attar.errors import MissingExtra, ModelError
+from attar.shapes import fit_
 from attar.students.convolutional import Cnn
 from attar.students.joined import Joined, join
 from attar.students.recurrent import Lstm
@@ -55,7 +56,8 @@ def load(folder: str | Path) -> nn.Module:
     except (FileNotFoundError, json.JSONDecodeError, StopIteration):
         raise ModelError(f"{source} holds no {PAPER} of a student that attar saved") from None
     student = _built(paper, AutoTokenizer.from_pretrained(source))
-    student.load_state_dict(load_file(source / WEIGHTS))
+    weights = load_file(source / WEIGHTS)
+    fit_(student, weights).load_state_dict(weights)  # its channels may have been pruned
     return student.eval()
 
 
