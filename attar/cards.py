@@ -19,7 +19,8 @@ ASKED = "How do I top up?"
 ONNX = """import onnxruntime, transformers
 text = transformers.AutoTokenizer.from_pretrained("tokenizer")("{asked}", return_tensors="np")
 session = onnxruntime.InferenceSession("{name}")
-print(session.run(None, {{each.name: text[each.name] for each in session.get_inputs()}})[0])
+asked = {{each.name: text[each.name] for each in session.get_inputs()}}
+print(session.run(None, asked)[0].argmax())
 """
 
 TRANSFORMERS = """from transformers import pipeline
@@ -68,8 +69,8 @@ def _about(here: Setting, path: Path) -> About:
     return About(
         kind=here.recipe.task.name.replace("vision", "image").replace(".", "-"),
         classes=len(here.task.classes),
-        limit=f"Texts are cut off after {here.task.max_length} tokens.",
-        data=str(data),
+        limit=f"It was made for texts of up to {here.task.max_length} tokens.",
+        data=Path(str(data)).name,
         library=library,
         load=load,
         tokenizer=tokenizer,
@@ -80,7 +81,7 @@ def _about(here: Setting, path: Path) -> About:
 def _loading(path: Path) -> tuple[str, str, str]:
     """The library that loads it, how, and where its tokenizer lies."""
     if path.suffix == ".onnx":
-        inside = "`tokenizer/`; whose logits these are, `classes` in the file's metadata tells"
+        inside = "`tokenizer/`; the number is a place in `classes`, which the file's metadata has"
         return "onnx", ONNX.format(asked=ASKED, name=path.name), inside
     if (path / "attar.json").is_file():
         return "attar", ATTAR.format(asked=ASKED), "this folder"

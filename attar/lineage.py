@@ -35,12 +35,16 @@ def teachers(plan: Resolved, trust: bool = False) -> tuple[Teacher, ...]:
 def teacher(name: str) -> Teacher:
     """A teacher by the name a recipe gives it, with what its card or its package says."""
     folder = _folder(name)
-    here = folder is not None and folder.is_dir()
-    if folder is not None and (said := _carded(folder)):
-        return Teacher(name, said, "its model card")
-    if name.startswith("package:") and (said := _packaged(name.removeprefix("package:"))):
-        return Teacher(name, said, "its package")
-    return Teacher(name, hub=not here and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None)
+    package = name.removeprefix("package:")
+    if folder is None or not folder.is_dir():
+        return Teacher(name, hub=re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None)
+    # Where it lies on this machine is nobody else's business.
+    called = package if package != name else Path(name).name
+    if said := _carded(folder):
+        return Teacher(called, said, "its model card")
+    if package != name and (said := _packaged(package)):
+        return Teacher(called, said, "its package")
+    return Teacher(called)
 
 
 def facts(known: Sequence[Teacher]) -> dict[str, str]:

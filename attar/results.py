@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from attar import __version__, measure
+from attar import measure
 from attar.baselines import bag_of_words
 from attar.cards import write_cards
 from attar.export.onnx_file import noted
@@ -131,8 +131,8 @@ def _sign(
 
     Before its bytes are counted: what is measured is what is shipped.
     """
-    made = {"recipe": here.recipe.name or here.out.name, "attar": __version__}
-    made |= facts(teachers(here.plan, here.trust))
+    made = {"recipe": here.recipe.name or here.out.name, **facts(teachers(here.plan, here.trust))}
+    made |= {name: known for name, known in _versions() if name == "attar"}
     for entry in entries:
         if entry.source is not None and entry.path is not None and entry.path.suffix == ".onnx":
             said = scores.get(entry.name, {})
@@ -258,6 +258,10 @@ def _environment(here: Setting, timing: Timing, tokens: int | None) -> Iterator[
     yield "device", str(here.engine.device)
     yield "system", f"{platform.system()} {platform.machine()}"
     yield "python", sys.version.split()[0]
+    yield from _versions()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
     for library in LIBRARIES:
         try:
             yield library, version(library)

@@ -309,10 +309,10 @@ def test_every_model_takes_its_turn_at_every_length(monkeypatch: pytest.MonkeyPa
     row = measure.row("a", Mlp(), {}, example, (), latency_ms=found["a"])
     assert row.lengths == [16, 64]
     assert {c.title: c.text(row) for c in columns([row])} == {
-        "p50 ms, 16 tokens": "16.0",
-        "p95 ms, 16 tokens": "16.0",
-        "p50 ms, 64 tokens": "64.0",
-        "p95 ms, 64 tokens": "64.0",
+        "p50 ms @16": "16.0",
+        "p95 ms @16": "16.0",
+        "p50 ms @64": "64.0",
+        "p95 ms @64": "64.0",
     }
 
 

@@ -51,7 +51,13 @@ def show_report(report: Report) -> None:
     console.print()
     for sentence in (*report.steps(), *report.verdict):
         width = min(console.width, 96)
-        told = textwrap.fill(clean(sentence), width, initial_indent="• ", subsequent_indent="  ")
+        told = textwrap.fill(
+            clean(sentence),
+            width,
+            initial_indent="• ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
         console.print(Text(told))
 
 

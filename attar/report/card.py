@@ -78,15 +78,16 @@ def card(report: Report, names: Sequence[str], about: About) -> str:
 def _blocks(report: Report, rows: Sequence[Row], about: About) -> Iterator[list[str]]:
     name = str(report.recipe.get("name", "model"))
     teacher = [row for row in report.rows if row.name == "teacher" and row not in rows]
-    yield ["---", *(f"{key}: {_yaml(x)}" for key, x in _front(report, rows, about)), "---"]
+    yield ["---", *_yaml(dict(_front(report, rows, about))), "---"]
     yield [MARK]
     yield [f"# {escape(name)}"]
     yield [_what(report, rows, about)]
     yield ["## Figures", "", *markdown([*teacher, *rows], report.score_name)]
-    yield [*_measured(report, rows)]
+    yield [" ".join(_measured(report, rows))]
     if about.load:
         yield ["## Use it", "", "In this folder:", "", *fenced(about.load, "python")]
-        yield [f"The tokenizer lies in {about.tokenizer}."] if about.tokenizer else []
+    if about.tokenizer:
+        yield [f"The tokenizer lies in {about.tokenizer}."]
     yield ["## Limits", "", *(f"- {sentence}" for sentence in _limits(report, rows, about))]
     yield ["## Licence", "", *(f"- {sentence}" for sentence in _licences(about))]
     yield ["## Repeat it", "", *_again(report)]
@@ -110,20 +111,32 @@ def _front(report: Report, rows: Sequence[Row], about: About) -> Iterator[tuple[
 
 
 def _result(row: Row, score_name: str, about: About) -> dict[str, Any]:
-    scored = {score_name: row.score, **row.metrics}
-    metrics = [
-        {"type": name, "value": value}
-        for name, value in scored.items()
-        if isinstance(value, float) and name != "validation"
-    ]
+    scored: dict[str, Any] = {name: x for name, x in row.metrics.items() if isinstance(x, float)}
+    scored.pop("validation", None)
+    if row.score not in scored.values():
+        scored[score_name] = row.score
     dataset = {"name": about.data, "type": about.data, "split": "test"}
+    metrics = [{"type": name, "value": value} for name, value in scored.items()]
     result = {"task": {"type": about.kind}, "dataset": dataset, "metrics": metrics}
     return {"name": row.name, "results": [result]}
 
 
-def _yaml(value: Any) -> str:
-    """The value as JSON, which YAML can read."""
-    return json.dumps(value, ensure_ascii=False)
+def _yaml(value: Any) -> Iterator[str]:
+    """The lines of YAML that say it; what is no list and no mapping as JSON, which YAML reads."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            lines = list(_yaml(item))
+            nested = isinstance(item, Mapping | list)
+            yield f"{key}:" if nested else f"{key}: {lines[0]}"
+            yield from (f"  {line}" for line in lines * nested)
+    elif isinstance(value, list):
+        for first, *rest in map(list, map(_yaml, value)):
+            yield f"- {first}"
+            yield from (f"  {line}" for line in rest)
+    else:
+        # YAML ends lines, and begins texts, at more signs than JSON.
+        said = json.dumps(value, ensure_ascii=False)
+        yield re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda x: f"\\u{ord(x[0]):04x}", said)
 
 
 def _what(report: Report, rows: Sequence[Row], about: About) -> str:
@@ -133,8 +146,8 @@ def _what(report: Report, rows: Sequence[Row], about: About) -> str:
     by = f"attar {report.environment.get('attar', '')}".rstrip()
     if all(row.role == "teacher" for row in rows):
         return f"{told}, trained by {by} on the labels, from {whose}."
-    made = ", ".join(_steps(report)) or "the recipe below"
-    return f"{told}, made by {by} by {made}{f', taught by {whose}' if whose else ''}."
+    steps = f" (its steps: {', '.join(found)})" if (found := _steps(report)) else ""
+    return f"{told}, made by {by} after the recipe below{steps}{whose and f', taught by {whose}'}."
 
 
 def _steps(report: Report) -> list[str]:
@@ -148,14 +161,16 @@ def _measured(report: Report, rows: Sequence[Row]) -> Iterator[str]:
     sure = [(row.examples, standard_error(row)) for row in rows]
     for examples, error in [each for each in sure if each[0]][:1]:
         off = f", with a standard error of {100 * error:.1f} points" if error is not None else ""
-        yield f"The {report.score_name} is of {examples:,} test examples{off}. "
+        yield f"The {report.score_name} is of {examples:,} test examples{off}."
     if any(row.latency_ms for row in rows):
+        known = report.environment
+        lengths = "latency_tokens" if "latency_tokens" in known else "tokens"
         machine = "; ".join(
-            f"{key.replace('_', ' ')} {figures.inline(report.environment[key])}"
-            for key in ("cpu", "cpu_flags", "threads", "batch", "latency_tokens", "tokens")
-            if report.environment.get(key) not in (None, [])
+            f"{key.replace('_', ' ')} {figures.inline(known[key])}"
+            for key in ("cpu", "cpu_flags", "threads", "batch", lengths)
+            if key in known
         )
-        yield f"p50 and p95 are of one call after warm-up, measured with: {escape(machine)}."
+        yield f"p50 and p95 are of one call after warm-up, in ms, measured with {escape(machine)}."
 
 
 def _limits(report: Report, rows: Sequence[Row], about: About) -> Iterator[str]:

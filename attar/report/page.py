@@ -139,9 +139,9 @@ def _fold(
 
 def _method(report: Report) -> str:
     """What a figure in the table means, so that nobody compares what can't be compared."""
-    named = ("precision", "threads", "batch", "tokens", "cpu")
+    named = ("precision", "threads", "batch", "tokens", "latency_tokens", "cpu")
     told = "; ".join(
-        f"{key} {figures.inline(report.environment[key])}"
+        f"{key.replace('_', ' ')} {figures.inline(report.environment[key])}"
         for key in named
         if key in report.environment
     )

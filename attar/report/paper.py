@@ -113,7 +113,14 @@ class Report:
     def lines(self) -> list[str]:
         """The report for a terminal: the table, then what each step changed, then the verdict."""
         told = [
-            textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  ")
+            # A model's name has hyphens, and is looked for whole.
+            textwrap.fill(
+                sentence,
+                96,
+                initial_indent="- ",
+                subsequent_indent="  ",
+                break_on_hyphens=False,
+            )
             for sentence in (*self.steps(), *self.verdict)
         ]
         return [self.table(), *[""] * bool(told), *told]

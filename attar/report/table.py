@@ -45,11 +45,10 @@ def columns(rows: Sequence[Row], score_name: str = "score") -> tuple[Column, ...
 
 def _percentiles(lengths: Sequence[int]) -> Iterator[Column]:
     """Median and tail of one call; at each length where several were timed."""
-    at = {f"@{tokens}": f", {tokens} tokens" for tokens in lengths} or {"": ""}
-    for key, told in at.items():
+    for at in [f"@{tokens}" for tokens in lengths] or [""]:
         for name in ("p50", "p95"):
-            value = partial(Row.percentile, name=name + key)
-            yield Column(f"{name} ms{told}", value, figures.milliseconds)
+            value = partial(Row.percentile, name=name + at)
+            yield Column(f"{name} ms {at}".rstrip(), value, figures.milliseconds)
 
 
 def cells(rows: Sequence[Row], score_name: str) -> list[list[str]]:
@@ -107,6 +106,7 @@ def numeric(rows: Sequence[Mapping[str, Any]]) -> set[int]:
         place
         for place, name in enumerate(names)
         if all(isinstance(row.get(name), Real | None) for row in rows)
+        and not any(isinstance(row.get(name), bool) for row in rows)
     }
 
 
