@@ -154,6 +154,13 @@ def test_a_model_that_nobody_taught_names_no_teacher(report: Report) -> None:
     assert "teacher gets wrong" not in text
 
 
+def test_a_model_that_is_only_compressed_is_not_called_taught(report: Report) -> None:
+    report = replace(report, recipe={"steps": ["quantize.int8_dynamic", "export.onnx"]})
+    text = card(report, ["student.onnx"], ABOUT)
+    assert "(its steps: quantize.int8_dynamic, export.onnx), from org/big." in text
+    assert front(text)["tags"] == ["attar", "model-compression"]
+
+
 # ---- whose work it is
 
 

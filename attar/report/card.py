@@ -105,7 +105,8 @@ def _front(report: Report, rows: Sequence[Row], about: About) -> Iterator[tuple[
         yield "base_model", bases
     yield "library_name", about.library
     yield "pipeline_tag", about.kind
-    yield "tags", ["attar", "knowledge-distillation", "model-compression"]
+    taught = ["knowledge-distillation"] if "distill" in _steps(report) else []
+    yield "tags", ["attar", *taught, "model-compression"]
     if results := [_result(row, report.score_name, about) for row in rows if row.score is not None]:
         yield "model-index", results
 
@@ -146,8 +147,10 @@ def _what(report: Report, rows: Sequence[Row], about: About) -> str:
     by = f"attar {report.environment.get('attar', '')}".rstrip()
     if all(row.role == "teacher" for row in rows):
         return f"{told}, trained by {by} on the labels, from {whose}."
-    steps = f" (its steps: {', '.join(found)})" if (found := _steps(report)) else ""
-    return f"{told}, made by {by} after the recipe below{steps}{whose and f', taught by {whose}'}."
+    found = _steps(report)
+    steps = f" (its steps: {', '.join(found)})" if found else ""
+    origin = f", {'taught by' if 'distill' in found else 'from'} {whose}" if whose else ""
+    return f"{told}, made by {by} after the recipe below{steps}{origin}."
 
 
 def _steps(report: Report) -> list[str]:
