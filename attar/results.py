@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,8 +18,15 @@ from torch import nn
 
 from attar import measure
 from attar.baselines import bag_of_words
+from attar.cards import write_cards
+from attar.export.onnx_file import noted
+from attar.lineage import facts, teachers
 from attar.measure.comparing import answer, emulated, row
+from attar.measure.cost import WARM_UP
+from attar.measure.energy import POWERCAP, zones
+from attar.measure.machine import flags, processor
 from attar.measure.memory import finished
+from attar.measure.questions import by_name, length, question
 from attar.report import Report, Row, verdict
 
 if TYPE_CHECKING:
@@ -46,12 +53,30 @@ class Entry:
 
     path: its file or folder, where it has one; source: the network a file was made from, whose
     parameters and MACs it has
+    after: the name of the entry that a step made it from; empty where none did
     """
 
     name: str
     model: nn.Module
     path: Path | None = None
     source: nn.Module | None = None
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How answers are timed: on so many threads, so many rows, at these lengths or as they are."""
+
+    threads: int = 1
+    batch: int = 1
+    tokens: Sequence[int | None] = (None,)
+
+    @classmethod
+    def wanted(cls, function: partial[Any]) -> Timing:
+        """As the options of a measure say."""
+        said = function.keywords
+        lengths = said.get("tokens") or (None,)
+        return cls(said.get("threads", 1), said.get("batch", 1), lengths)
 
 
 def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float) -> Report:
@@ -60,15 +85,17 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     wanted = {piece.name: piece.function for piece in here.plan.measure}
     floor = bag_of_words(here.task, "test") if "score" in wanted else None
     scores = _scores(here, entries) if "score" in wanted else {}
-    threads = batch = 1
+    _sign(here, entries, scores)
     for entry in entries:
         entry.model.cpu()  # where the files answer: one processor for all
+    timing = Timing.wanted(wanted["latency"]) if "latency" in wanted else Timing()
     times: dict[str, dict[str, float]] = {}
     if "latency" in wanted:
-        options = wanted["latency"].keywords
-        threads, batch = options.get("threads", 1), options.get("batch", 1)
-        here.screen.say(f"Timing answers, in turns ({threads} thread, batch {batch}) ...")
-        times = wanted["latency"](_answers(here, entries, floor, batch, threads))
+        here.screen.say(
+            f"Timing answers, in turns ({timing.threads} thread, batch {timing.batch}) ..."
+        )
+        times = by_name(wanted["latency"](_answers(here, entries, floor, timing)))
+    joules = _joules(here, entries, floor, wanted["energy"]) if "energy" in wanted else {}
     bytes_of = _memory(here, entries) if "memory" in wanted else {}
     rows = [
         row(
@@ -81,16 +108,35 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
             runtime=measure.runtime(entry.model),
             latency_ms=times.get(entry.name),
             memory_bytes=bytes_of.get(entry.name),
+            energy_j=joules.get(entry.name),
+            after=entry.after,
         )
         for entry in entries
     ]
     if floor is not None:
-        rows.append(_floor_row(floor, times, wanted))
+        rows.append(_floor_row(floor, times, joules, wanted))
         book.seconds["bag_of_words"] = floor["seconds"]
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
-    tokens = next(iter(here.task.example(entries[0].model).values())).shape[1]
-    return _written(here, book, tuple(rows), threads, batch, tokens)
+    tokens = length(here.task.example(entries[0].model))
+    report = _written(here, book, tuple(rows), timing, tokens)
+    write_cards(here, report, {entry.name: entry.path for entry in entries if entry.path})
+    return report
+
+
+def _sign(
+    here: Setting, entries: Sequence[Entry], scores: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Write into each exported file what it is made from, and how good that is.
+
+    Before its bytes are counted: what is measured is what is shipped.
+    """
+    made = {"recipe": here.recipe.name or here.out.name, **facts(teachers(here.plan, here.trust))}
+    made |= {name: known for name, known in _versions() if name == "attar"}
+    for entry in entries:
+        if entry.source is not None and entry.path is not None and entry.path.suffix == ".onnx":
+            said = scores.get(entry.name, {})
+            noted(entry.path, made | {k: said[k] for k in ("score", "examples") if k in said})
 
 
 def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
@@ -108,27 +154,34 @@ def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, floa
 
 
 def _answers(
-    here: Setting,
-    entries: Sequence[Entry],
-    floor: dict[str, Any] | None,
-    batch: int,
-    threads: int,
-) -> dict[str, Any]:
-    """What makes one answer of each row that can be timed fairly."""
-
-    def several(model: nn.Module) -> dict[str, torch.Tensor]:
-        return {name: x.repeat(batch, 1) for name, x in here.task.example(model).items()}
+    here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, timing: Timing
+) -> dict[tuple[str, int | None], Callable[[], object]]:
+    """What makes one answer of each row that can be timed fairly, at each length."""
 
     def timed(entry: Entry) -> nn.Module:
-        is_file = threads > 1 and entry.path is not None and entry.path.suffix == ".onnx"
-        return here.task.load(str(entry.path), threads=threads) if is_file else entry.model
+        is_file = timing.threads > 1 and entry.path is not None and entry.path.suffix == ".onnx"
+        return here.task.load(str(entry.path), threads=timing.threads) if is_file else entry.model
 
-    found: dict[str, Any] = {
-        entry.name: answer(timed(entry), several) for entry in entries if not emulated(entry.model)
+    models = {entry.name: timed(entry) for entry in entries if not emulated(entry.model)}
+    found: dict[tuple[str, int | None], Callable[[], object]] = {
+        (name, tokens): answer(model, question(here.task.example, rows=timing.batch, tokens=tokens))
+        for name, model in models.items()
+        for tokens in timing.tokens
     }
-    if floor is not None and batch == 1:
-        found["bag_of_words"] = floor["answer"]
+    if floor is not None and timing.batch == 1 and timing.tokens == (None,):
+        found["bag_of_words", None] = floor["answer"]
     return found
+
+
+def _joules(
+    here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, energy: partial[Any]
+) -> dict[str, float]:
+    """Energy of one answer; nothing at all where this machine does not tell."""
+    if not zones(POWERCAP):
+        here.screen.say("Energy is left out: this machine has no counter that may be read (RAPL).")
+        return {}
+    answers = _answers(here, entries, floor, Timing.wanted(energy))
+    return {name: joules for (name, _), joules in energy(answers, POWERCAP).items()}
 
 
 def _memory(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
@@ -145,7 +198,10 @@ def _memory(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
 
 
 def _floor_row(
-    floor: dict[str, Any], times: dict[str, dict[str, float]], wanted: Container[str]
+    floor: dict[str, Any],
+    times: Mapping[str, dict[str, float]],
+    joules: Mapping[str, float],
+    wanted: Container[str],
 ) -> Row:
     return Row(
         name="bag_of_words",
@@ -155,12 +211,13 @@ def _floor_row(
         parameters=floor["parameters"] if "parameters" in wanted else None,
         size_bytes=floor["size_bytes"] if "size" in wanted else None,
         latency_ms=times.get("bag_of_words"),
+        energy_j=joules.get("bag_of_words"),
         note="its time includes cutting into words",
     )
 
 
 def _written(
-    here: Setting, book: Book, rows: tuple[Row, ...], threads: int, batch: int, tokens: int
+    here: Setting, book: Book, rows: tuple[Row, ...], timing: Timing, tokens: int | None
 ) -> Report:
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
@@ -173,39 +230,40 @@ def _written(
     }
     report = Report(
         recipe={**said, "name": name, "text": here.recipe.to_yaml(), "command": here.command},
-        environment=dict(_environment(here, threads, batch, tokens)),
+        environment=dict(_environment(here, timing, tokens)),
         rows=rows,
         cost={"seconds": {key: round(value, 2) for key, value in book.seconds.items()}},
         plan=plan,
-        verdict=verdict(rows, threads=threads),
+        verdict=verdict(rows, threads=timing.threads),
         history=book.history,
     )
     report.write(here.out)
     return report
 
 
-def _environment(here: Setting, threads: int, batch: int, tokens: int) -> Iterator[tuple[str, Any]]:
+def _environment(here: Setting, timing: Timing, tokens: int | None) -> Iterator[tuple[str, Any]]:
     yield "cpu", processor()
+    if has := flags():
+        yield "cpu_flags", has
     yield "cores", os.cpu_count()
     yield "training_threads", torch.get_num_threads()
-    yield "threads", threads
-    yield "batch", batch
-    yield "tokens", tokens
+    yield "threads", timing.threads
+    yield "batch", timing.batch
+    if tokens is not None:
+        yield "tokens", tokens
+    if timing.tokens != (None,):
+        yield "latency_tokens", list(timing.tokens)
+    yield "warm_up", WARM_UP
     yield "precision", here.engine.precision
     yield "device", str(here.engine.device)
     yield "system", f"{platform.system()} {platform.machine()}"
     yield "python", sys.version.split()[0]
+    yield from _versions()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
     for library in LIBRARIES:
         try:
             yield library, version(library)
         except PackageNotFoundError:
             continue
-
-
-def processor() -> str:
-    """The processor's name, as well as this system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ from torch import nn
 
 from attar import arms, distill
 from attar.engine import local
+from attar.errors import RecipeError
 from attar.recipe import Recipe, Resolved, check, read
 from attar.resolve import ask
 from attar.screen import Screen, Silent
@@ -98,6 +99,7 @@ def begin(
     folder = Path(out) if out is not None else Path("runs") / (paper.name or name)
     screen = screen or Silent()
     task = ask(plan.task.function, {"seed": paper.seed})
+    _check_lengths(plan, task)
     for note in task.notes:
         screen.say(note)
     screen.say(
@@ -107,6 +109,17 @@ def begin(
     )
     engine = ask(plan.engine.function, {})
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
+
+
+def _check_lengths(plan: Resolved, task: classification) -> None:
+    """Raises RecipeError where answers are to be timed at more tokens than the task ever gives."""
+    for piece in plan.measure:
+        longest = max(piece.function.keywords.get("tokens") or [0])
+        if longest > task.max_length:
+            raise RecipeError(
+                f"latency is to be timed at {longest} tokens, but max_length is {task.max_length}, "
+                "and models need to take no more: raise it, or ask for fewer."
+            )
 
 
 def cache_folder() -> Path:

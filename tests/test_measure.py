@@ -69,12 +69,15 @@ def macs_of(layer: nn.Module, *shape: int) -> int:
 
 def test_the_room_has_the_figures_that_recipes_name() -> None:
     assert set(names("attar.measure")) == {
+        "energy",
         "latency",
         "macs",
         "memory",
+        "nonzero",
         "parameters",
         "score",
         "size",
+        "zipped",
     }
 
 

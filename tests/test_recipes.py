@@ -76,7 +76,7 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(
     for name in files:
         assert (tmp_path / "out" / name).is_file()
     written = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert written["schema"] == 1
+    assert written["schema"] == 2
     assert Report.read(tmp_path / "out").to_dict() == written
     assert (tmp_path / "out" / "report.html").is_file()
     assert (tmp_path / "out" / "report.md").is_file()

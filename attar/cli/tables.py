@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from attar.resolve import Description
 
-LEAST_FIRST = ("MACs", "runtime", "p95 ms", "memory", "parameters", "p50 ms")
+LEAST_FIRST = (
+    *("non-zero", "MACs", "runtime", "p95 ms", "memory", "energy", "zipped"),
+    *("parameters", "p50 ms"),
+)
 """The columns a narrow terminal goes without, the first of them first."""
 
 STYLES = {"teacher": "", "student": "bold", "export": "bold", "baseline": "dim"}
@@ -29,7 +32,7 @@ Columns = Mapping[str, list[str]]
 
 
 def show_report(report: Report) -> None:
-    """The rows, then the verdict."""
+    """The rows, then what each step changed, then the verdict."""
     if not watched(sys.stdout):
         print(clean(str(report)))
         return
@@ -46,9 +49,15 @@ def show_report(report: Report) -> None:
         if row.note:
             console.print(Text(clean(f"{row.name}: {row.note}"), style="dim"))
     console.print()
-    for sentence in report.verdict:
+    for sentence in (*report.steps(), *report.verdict):
         width = min(console.width, 96)
-        told = textwrap.fill(clean(sentence), width, initial_indent="• ", subsequent_indent="  ")
+        told = textwrap.fill(
+            clean(sentence),
+            width,
+            initial_indent="• ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
         console.print(Text(told))
 
 
@@ -68,7 +77,7 @@ def _fitting(written: Columns, width: int) -> Columns:
     for title in LEAST_FIRST:
         if sum(max(map(len, [title, *cells])) + 3 for title, cells in kept.items()) <= width:
             break
-        kept.pop(title, None)
+        kept = {name: cells for name, cells in kept.items() if not name.startswith(title)}
     return kept
 
 

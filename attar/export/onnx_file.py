@@ -64,10 +64,30 @@ def onnx(
     graph = _drawn(twin, inputs, opset)
     found = _difference(twin, graph.SerializeToString(), [inputs, _unlike(inputs)])
     _check_answers(found, any(isinstance(module, Quantized) for module in twin.modules()))
-    for name, fact in {"producer": "attar", "parity": f"{found:.2e}", **(facts or {})}.items():
-        said = fact if isinstance(fact, str) else json.dumps(fact)
-        graph.metadata_props.add(key=name, value=said)
+    _note_(graph, {"producer": "attar", "parity": f"{found:.2e}", **(facts or {})})
     return _written(graph.SerializeToString(), path)
+
+
+def noted(path: Path, facts: Mapping[str, Any]) -> Path:
+    """Add facts to the metadata of a file that is written already, such as its measured score.
+
+    What it said under the same names is replaced; the graph and its weights stay as they are.
+    facts: strings, and what JSON can say
+    Raises ExportError where the file can't be written; then it stays as it was.
+    """
+    import onnx
+
+    graph = onnx.load(path)
+    _note_(graph, facts)
+    return _written(graph.SerializeToString(), path)
+
+
+def _note_(graph: Any, facts: Mapping[str, Any]) -> None:
+    known = {entry.key: entry.value for entry in graph.metadata_props}
+    told = {name: x if isinstance(x, str) else json.dumps(x) for name, x in facts.items()}
+    del graph.metadata_props[:]
+    for name, fact in (known | told).items():
+        graph.metadata_props.add(key=name, value=fact)
 
 
 def _check_libraries() -> None:

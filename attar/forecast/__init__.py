@@ -288,6 +288,7 @@ def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
         found = measure.latency(answers, seconds=0.01)
         # At most 50 turns of 10 answers each are timed.
         most = chosen(wanted["latency"], "seconds")
+        most *= len(chosen(wanted["latency"], "tokens") or [None])
         each = {name: min(most, 0.5 * times["p50"]) for name, times in found.items()}
         seconds += each.get("teacher", 0.0) + each["student"] * len(followed)
     if "memory" in wanted:

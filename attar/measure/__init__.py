@@ -3,8 +3,19 @@
 from attar.measure.comparing import compare as compare
 from attar.measure.comparing import row as row
 from attar.measure.comparing import runtime as runtime
-from attar.measure.cost import latency, macs, parameters, size
+from attar.measure.cost import latency, macs, nonzero, parameters, size, zipped
+from attar.measure.energy import energy
 from attar.measure.memory import memory
 from attar.measure.scoring import score
 
-__all__ = ["latency", "macs", "memory", "parameters", "score", "size"]
+__all__ = [
+    "energy",
+    "latency",
+    "macs",
+    "memory",
+    "nonzero",
+    "parameters",
+    "score",
+    "size",
+    "zipped",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from attar.measure.cost import latency, macs, parameters, size
+from attar.measure.cost import latency, macs, nonzero, parameters, size, zipped
 from attar.report import Report, Row, verdict
 from attar.types import Example, Quantized
+
+FORMATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+"""How number formats are called, beside fp32."""
 
 
 class Judged(Protocol):
@@ -65,7 +69,7 @@ def row(
 ) -> Row:
     """The row of one model: what was scored, what is counted here, and what else is given.
 
-    wanted: which of parameters, macs and size to count
+    wanted: which of parameters, nonzero, macs, size and zipped to count
     path: the file it is, where it is one
     given: further figures of the row, or others in place of those above
     """
@@ -74,9 +78,12 @@ def row(
         path = path or model.path
     else:
         counted["parameters"] = parameters(model) if "parameters" in wanted else None
+        counted["nonzero"] = nonzero(model) if "nonzero" in wanted else None
         counted["macs"] = macs(model, example) if "macs" in wanted else None
     if "size" in wanted:
         counted["size_bytes"] = size(model, path)
+    if "zipped" in wanted:
+        counted["zipped_bytes"] = zipped(model, path)
     return Row(
         **{
             "name": name,
@@ -99,11 +106,24 @@ def runtime(model: nn.Module) -> str:
     if isinstance(model, Foreign):
         return model.runtime
     version = torch.__version__.partition("+")[0]
-    if emulated(model):
-        return f"PyTorch {version}, int8 emulated"
-    return f"PyTorch {version} fp32"
+    if widths := _widths(model):
+        return f"PyTorch {version}, {' and '.join(f'int{bits}' for bits in widths)} emulated"
+    return f"PyTorch {version} {_format(model)}"
 
 
 def emulated(model: nn.Module) -> bool:
     """Whether some of the model is quantized, which PyTorch only imitates, slowly."""
-    return any(isinstance(module, Quantized) for module in model.modules())
+    return bool(_widths(model))
+
+
+def _widths(model: nn.Module) -> list[int]:
+    """The bits that quantized layers keep a weight in, fewest first."""
+    return sorted({module.bits for module in model.modules() if isinstance(module, Quantized)})
+
+
+def _format(model: nn.Module) -> str:
+    """The number format of most of the weights."""
+    found = Counter[torch.dtype]()
+    for weight in model.parameters():
+        found[weight.dtype] += weight.numel()
+    return FORMATS.get(max(found, key=found.__getitem__, default=torch.float32), "fp32")

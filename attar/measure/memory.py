@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -31,7 +30,8 @@ import numpy, onnxruntime
 settings = onnxruntime.SessionOptions()
 settings.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession({path!r}, settings, providers=["CPUExecutionProvider"])
-feed = {{name: numpy.ones(shape, numpy.int64) for name, shape in {shapes!r}.items()}}
+shapes, types = {shapes!r}, {types!r}
+feed = {{name: numpy.ones(shape, types[name]) for name, shape in shapes.items()}}
 feed = {{entry.name: feed[entry.name] for entry in session.get_inputs()}}
 for _ in range(3):
     session.run(None, feed)
@@ -49,10 +49,10 @@ def memory(
     path: the ONNX file; or, with `answer`, whatever that statement loads
     answer: Python that loads the model at `path` and has it answer; left out for an ONNX file
     """
-    shapes: Mapping[str, tuple[int, ...]] = {
-        name: tuple(tensor.shape) for name, tensor in example(model).items()
-    }
-    statement = (answer or _ONNX).format(path=str(path), shapes=dict(shapes))
+    inputs = example(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in inputs.items()}
+    statement = (answer or _ONNX).format(path=str(path), shapes=shapes, types=types)
     return subprocess.Popen(
         [sys.executable, "-c", f"{_PEAK}\n{statement}\nprint('peak', peak())"],
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ from typing import Any
 
 from attar.errors import DataError, nearest
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the contract; it rises when a key is added, removed or changes its meaning."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -37,6 +37,10 @@ def schema() -> dict[str, Any]:
         "latency_ms": {"type": ["object", "null"], "additionalProperties": percentile},
         "memory_bytes": count,
         "note": {"type": "string"},
+        "nonzero": count,
+        "zipped_bytes": count,
+        "energy_j": {"type": ["number", "null"], "minimum": 0},
+        "after": {"type": "string"},
     }
     seconds = {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
     entries = {"type": "array", "items": {"type": "object"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -39,6 +40,14 @@ def milliseconds(number: float) -> str:
     if number >= 10:
         return f"{number:.1f}"
     return f"{number:.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}"
+
+
+def energy(joules: float) -> str:
+    """An energy in the unit that leaves one to three digits before the point: 42 µJ, 1.3 mJ."""
+    for unit, scale in (("J", 1.0), ("mJ", 1e3), ("µJ", 1e6)):
+        if joules * scale >= 1 or unit == "µJ":
+            break
+    return f"{joules * scale:.3g} {unit}"
 
 
 def score(number: float) -> str:
@@ -82,3 +91,12 @@ def anything(value: Any) -> str:
     if isinstance(value, Real):
         return f"{float(value):.4g}"
     return str(value)
+
+
+def inline(value: Any) -> str:
+    """Nested facts on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {inline(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(inline, value))
+    return anything(value)

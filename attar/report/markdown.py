@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attar.report import figures
+from attar.report import figures, steps
 from attar.report.contract import plain
-from attar.report.table import escape, markdown
+from attar.report.table import escape, markdown, numeric, ruled, told
 
 if TYPE_CHECKING:
     from attar.report.paper import Report
@@ -25,16 +25,36 @@ def _blocks(report: Report) -> Iterator[list[str]]:
         yield [f"- {escape(sentence)}" for sentence in report.verdict]
     yield markdown(report.rows, report.score_name)
     yield [f"A {figures.MISSING} is a figure that was not measured."]
+    yield from _steps(report)
     if report.environment:
         yield ["## Measured on", "", *_items(report.environment)]
-    if report.plan:
-        yield ["## Plan", "", *_fenced(json.dumps(plain(report.plan), indent=2), "json")]
+    for title, rows in report.tables.items():
+        yield [f"## {escape(title)}", "", *ruled(told(rows), numeric(rows))]
+    if plan := report.decided:
+        yield ["## Plan", "", *fenced(json.dumps(plain(plan), indent=2), "json")]
     if seconds := report.cost.get("seconds"):
-        told = {name: figures.duration(time) for name, time in seconds.items()}
-        yield ["## Cost", "", *_items(told)]
-    yield ["## Recipe", "", *_fenced(recipe_text(report.recipe), "yaml")]
+        taken = {name: figures.duration(time) for name, time in seconds.items()}
+        yield ["## Cost", "", *_items(taken)]
+    yield ["## Recipe", "", *fenced(recipe_text(report.recipe), "yaml")]
     if command := report.recipe.get("command"):
-        yield ["## Repeat it", "", *_fenced(str(command), "sh")]
+        yield ["## Repeat it", "", *fenced(str(command), "sh")]
+
+
+def _steps(report: Report) -> Iterator[list[str]]:
+    found = [(step, step.changes(report.score_name)) for step in steps.steps(report.rows)]
+    titles = list(dict.fromkeys(name for _, changes in found for name in changes))
+    if titles:
+        lines = [
+            [step.row.name, step.before.name, *(_changed(changes.get(title)) for title in titles)]
+            for step, changes in found
+        ]
+        yield ["## Step by step", "", *ruled([["model", "made from", *titles], *lines])]
+
+
+def _changed(change: steps.Change | None) -> str:
+    if change is None:
+        return figures.MISSING
+    return change.now + f" ({change.told})" * bool(change.told)
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
@@ -45,19 +65,12 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
 
 
 def _items(facts: Mapping[str, Any]) -> list[str]:
-    return [f"- {escape(str(name))}: {escape(inline(value))}" for name, value in facts.items()]
+    return [
+        f"- {escape(str(name))}: {escape(figures.inline(value))}" for name, value in facts.items()
+    ]
 
 
-def inline(value: Any) -> str:
-    """Nested facts on one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {inline(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(inline, value))
-    return figures.anything(value)
-
-
-def _fenced(text: str, language: str) -> list[str]:
+def fenced(text: str, language: str) -> list[str]:
     """A code block whose fence is longer than any within the text."""
     fence = "```"
     while fence in text:

@@ -7,10 +7,9 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from attar.report import figures, plot, sentences
-from attar.report.markdown import inline, recipe_text
+from attar.report import figures, grids, plot, sentences, weighing
+from attar.report.markdown import recipe_text
 from attar.report.rows import Role, Row, finite
-from attar.report.table import columns
 
 if TYPE_CHECKING:
     from attar.report.paper import Report
@@ -60,11 +59,13 @@ def _sections(report: Report) -> Iterator[str]:
     yield _tiles(report.rows, report.score_name)
     if report.verdict:
         yield f'<ul class="verdict">{_each("li", report.verdict)}</ul>'
-    yield _section("Every model, measured", _table(report) + _method(report))
+    yield _section("Every model, measured", grids.every(report) + _method(report))
+    yield _section("Step by step", grids.steps(report))
     yield _section("Score against cost", _scatters(report))
     yield _section("Training", _training(report))
-    yield _section("Other metrics", _metrics(report.rows))
-    yield _section("The plan", structure(report.plan) if report.plan else "")
+    yield _section("Other metrics", grids.metrics(report.rows))
+    yield _section("What the steps found", grids.tables(report))
+    yield _section("The plan", structure(plan) if (plan := report.decided) else "")
     yield _section("What the run cost", _cost(report.cost))
     yield _section("Where it was measured", structure(report.environment))
     yield _section("The recipe", _code(recipe_text(report.recipe)))
@@ -114,10 +115,10 @@ def _headlines(rows: Sequence[Row], score_name: str) -> Iterator[tuple[str, str,
 
 
 def _gained(student: Row, arm: Row, difference: float) -> tuple[str, str, str, str]:
-    shares = sentences.share([student, arm])
-    amount, _, unit = sentences.points(difference, shares).partition(" ")
-    sign = "" if sentences.level(difference, shares) else "−" if difference < 0 else "+"
-    noise = ", within the noise" if sentences.within_noise(student, arm) else ""
+    shares = weighing.share([student, arm])
+    amount, _, unit = weighing.points(difference, shares).partition(" ")
+    sign = "" if weighing.level(difference, shares) else "−" if difference < 0 else "+"
+    noise = ", within the noise" if weighing.within_noise(student, arm) else ""
     why = f"student against {arm.name}{noise}"
     return sign + amount, unit, "gained by having a teacher", why
 
@@ -131,56 +132,18 @@ def _fold(
 ) -> Iterator[tuple[str, str, str, str]]:
     """How many times smaller or faster, where both were measured."""
     if before and after:
-        factor, _, word = sentences.times(before, after, *words).partition(" ")
+        factor, _, word = weighing.times(before, after, *words).partition(" ")
         why = f"{show(after)}{unit} against {show(before)}{unit}"
         yield factor.rstrip("×"), "×", word, why
 
 
-def _table(report: Report) -> str:
-    figured = columns(report.rows, report.score_name)
-    noted = any(row.note for row in report.rows)
-    heads = "".join(f'<th scope="col" class="figure">{escape(c.title)}</th>' for c in figured)
-    body = "".join(
-        f"<tr>{_named(row, row.runtime)}"
-        + "".join(_cell(column.value(row), column.text(row)) for column in figured)
-        + f'<td class="note">{escape(row.note)}</td>' * noted
-        + "</tr>"
-        for row in report.rows
-    )
-    return _grid(heads + '<th scope="col">note</th>' * noted, body, "Every model")
-
-
-def _named(row: Row, under: str = "") -> str:
-    """The head of a row: the model's sign and name, and what stands under it."""
-    small = f"<small>{escape(under)}</small>" if under else ""
-    return f'<th scope="row">{_swatch(row.role)}{escape(row.name)}{small}</th>'
-
-
-def _grid(heads: str, body: str, label: str) -> str:
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f'<table class="sortable"><thead><tr><th scope="col">model</th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(value: float | None, text: str = "") -> str:
-    """One figure, with its exact value for sorting."""
-    if value is None:
-        return f'<td class="figure missing" data-value="">{figures.MISSING}</td>'
-    shown = text or figures.metric(value)
-    return f'<td class="figure" data-value="{value!r}">{escape(shown)}</td>'
-
-
-def _swatch(role: Role) -> str:
-    return f'<svg viewBox="-8 -8 16 16" aria-hidden="true">{plot.mark(role, 0, 0)}</svg>'
-
-
 def _method(report: Report) -> str:
     """What a figure in the table means, so that nobody compares what can't be compared."""
-    named = ("precision", "threads", "batch", "tokens", "cpu")
+    named = ("precision", "threads", "batch", "tokens", "latency_tokens", "cpu")
     told = "; ".join(
-        f"{key} {inline(report.environment[key])}" for key in named if key in report.environment
+        f"{key.replace('_', ' ')} {figures.inline(report.environment[key])}"
+        for key in named
+        if key in report.environment
     )
     setting = f" Measured with {told}." if told else ""
     return (
@@ -201,7 +164,7 @@ def _scatters(report: Report) -> str:
     if not any(drawn):
         return ""
     present = dict.fromkeys(row.role for row in report.rows)
-    legend = "".join(f"<li>{_swatch(role)}{_PARTS[role]}</li>" for role in present)
+    legend = "".join(f"<li>{grids.swatch(role)}{_PARTS[role]}</li>" for role in present)
     return f'<ul class="legend">{legend}</ul><div class="plots">{"".join(drawn)}</div>'
 
 
@@ -272,29 +235,6 @@ def thinned(points: Sequence[tuple[float, float]], most: int = 240) -> list[tupl
     ]
 
 
-def _metrics(rows: Sequence[Row]) -> str:
-    """Whatever else was scored, one column a metric."""
-    scored = [(row, dict(_flat(row.metrics))) for row in rows]
-    names = list(dict.fromkeys(name for _, metrics in scored for name in metrics))
-    if not names:
-        return ""
-    head = "".join(f'<th scope="col" class="figure">{escape(name)}</th>' for name in names)
-    body = "".join(
-        f"<tr>{_named(row)}{''.join(_cell(metrics.get(name)) for name in names)}</tr>"
-        for row, metrics in scored
-        if metrics
-    )
-    return _grid(head, body, "Other metrics")
-
-
-def _flat(metrics: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} ")
-        elif isinstance(value, int | float) and finite(value) is not None:
-            yield f"{before}{name}", value
-
-
 def structure(value: Any) -> str:
     """Nested facts as nested lists; a list of alike records as a table."""
     if isinstance(value, Mapping):
@@ -308,12 +248,14 @@ def structure(value: Any) -> str:
         isinstance(item, Mapping) and item.keys() == value[0].keys() for item in value
     ):
         head = _each("th", map(str, value[0]))
-        body = "".join(f"<tr>{_each('td', map(inline, item.values()))}</tr>" for item in value)
+        body = "".join(
+            f"<tr>{_each('td', map(figures.inline, item.values()))}</tr>" for item in value
+        )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f'<div class="scroll">{table}</div>'
     if any(isinstance(item, Mapping | list | tuple) for item in value):
         return f'<ul class="plain">{"".join(f"<li>{structure(item)}</li>" for item in value)}</ul>'
-    return escape(inline(value))
+    return escape(figures.inline(value))
 
 
 def _cost(cost: Mapping[str, Any]) -> str:

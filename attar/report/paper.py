@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, nearest
-from attar.report import markdown, page, table
+from attar.report import markdown, page, steps, table
 from attar.report.contract import SCHEMA, check, plain, schema
 from attar.report.rows import Row
 
@@ -45,6 +45,22 @@ class Report:
                 return row
         names = [row.name for row in self.rows]
         raise DataError(f"the report has no row {name!r}; {nearest(name, names)}")
+
+    @property
+    def tables(self) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """What steps told of on their way, by title: the plan's `tables`."""
+        found = self.plan.get("tables") if isinstance(self.plan, Mapping) else None
+        rows = found.items() if isinstance(found, Mapping) else ()
+        return {str(title): table for title, table in rows if _is_table(table)}
+
+    @property
+    def decided(self) -> Any:
+        """The plan without the tables that are shown by themselves."""
+        if not self.tables:
+            return self.plan
+        left = {title: x for title, x in self.plan["tables"].items() if title not in self.tables}
+        rest = {key: item for key, item in self.plan.items() if key != "tables"}
+        return rest | ({"tables": left} if left else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`: strict JSON under the contract of `schema`."""
@@ -90,11 +106,22 @@ class Report:
         """The rows as an aligned table of plain text."""
         return "\n".join(table.terminal(self.rows, self.score_name))
 
+    def steps(self) -> list[str]:
+        """What each step changed, a sentence each."""
+        return steps.sentences(self.rows, self.score_name)
+
     def lines(self) -> list[str]:
-        """The report for a terminal: the table, then the verdict."""
+        """The report for a terminal: the table, then what each step changed, then the verdict."""
         told = [
-            textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  ")
-            for sentence in self.verdict
+            # A model's name has hyphens, and is looked for whole.
+            textwrap.fill(
+                sentence,
+                96,
+                initial_indent="- ",
+                subsequent_indent="  ",
+                break_on_hyphens=False,
+            )
+            for sentence in (*self.steps(), *self.verdict)
         ]
         return [self.table(), *[""] * bool(told), *told]
 
@@ -118,3 +145,8 @@ def _write(path: Path, text: str) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _is_table(rows: Any) -> bool:
+    """Whether these are records, as `tell` takes them."""
+    return isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows)

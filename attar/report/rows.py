@@ -15,6 +15,12 @@ WITHOUT_TEACHER = ("labels_only", "label_smoothing")
 BASELINES = (*WITHOUT_TEACHER, "pseudo_labels", "bag_of_words")
 """Every baseline the verdict knows how to speak of."""
 
+FIGURES = (
+    *("score", "parameters", "nonzero", "macs", "size_bytes", "zipped_bytes"),
+    *("memory_bytes", "energy_j"),
+)
+"""What is one number of a row."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,7 +31,12 @@ class Row:
     score: the one number models are compared by, higher is better
     metrics: everything else that was scored; `examples` is the size of the test split,
         `validation` the score on the split that serves choices
-    latency_ms: percentiles of one call in milliseconds, `p50` and `p95`
+    latency_ms: percentiles of one call in milliseconds, `p50` and `p95`; where several lengths
+        were timed, these are the first one's, and `p50@64` is that of 64 tokens
+    nonzero: how many of the parameters are not 0
+    zipped_bytes: the same bytes as `size_bytes` after DEFLATE
+    energy_j: joules of one answer
+    after: the row that this one was made from by a step of the recipe; empty where none
     """
 
     name: str
@@ -38,10 +49,14 @@ class Row:
     latency_ms: Mapping[str, float] | None = None
     memory_bytes: int | None = None
     note: str = ""
+    nonzero: int | None = None
+    zipped_bytes: int | None = None
+    energy_j: float | None = None
+    after: str = ""
 
     def __post_init__(self) -> None:
         """A figure that is not a number is a figure nobody has: it becomes None here, once."""
-        for name in ("score", "parameters", "macs", "size_bytes", "memory_bytes"):
+        for name in FIGURES:
             object.__setattr__(self, name, finite(self.__dict__[name]))
         if self.latency_ms is not None:
             known = {key: ms for key, ms in self.latency_ms.items() if finite(ms) is not None}
@@ -50,6 +65,19 @@ class Row:
     def percentile(self, name: str) -> float | None:
         """Milliseconds of one call at `p50` or `p95`; None where it was not timed."""
         return None if self.latency_ms is None else self.latency_ms.get(name)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens that answers were timed at, where it was at several lengths."""
+        known = (key.partition("@")[2] for key in self.latency_ms or {})
+        return sorted({int(tokens) for tokens in known if tokens.isdecimal()})
+
+    @property
+    def program(self) -> str:
+        """What ran it, without the number format: "PyTorch 2.13", "ONNX Runtime 1.31"."""
+        words = self.runtime.replace(",", " ").split()
+        version = next((n for n, word in enumerate(words) if word[0].isdigit()), len(words))
+        return " ".join(words[: version + 1])
 
     @property
     def examples(self) -> int | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from attar.report import figures
+from attar.report import figures, steps
 from attar.report.rows import BASELINES, WITHOUT_TEACHER, Row
+from attar.report.weighing import level, points, share, standard_error, times, within_noise
 
 _MEANING = {
     "labels_only": "the same student without a teacher",
@@ -19,7 +20,7 @@ _MEANING = {
 def verdict(
     rows: Sequence[Row], score_name: str = "score", *, threads: int | None = None
 ) -> tuple[str, ...]:
-    """What shrank and by how much, whether the teacher helped, and how sure that is.
+    """What shrank and by how much, which step harmed, whether the teacher helped, how sure that is.
 
     Scores within [0, 1] are taken for shares of the test examples: their differences are told
     in points (hundredths) and weighed against the binomial standard error, sqrt(p (1 - p) / n).
@@ -32,10 +33,11 @@ def verdict(
     if teacher and file:
         sentences += _size(teacher, file) + _latency(teacher, file, student, threads)
         sentences += _score(teacher, file, score_name)
+    sentences += steps.warnings(rows)
     if student and student.score is not None:
         sentences += _help(rows) + _baselines(named, student)
     if len([row for row in rows if row.score is not None]) > 1:
-        sentences.append(_caution(rows))
+        sentences.append(caution(rows))
     return tuple(sentences)
 
 
@@ -76,24 +78,6 @@ def gain(rows: Sequence[Row]) -> tuple[Row, Row, float] | None:
         return None
     score, arm = max(scored, key=lambda pair: pair[0])
     return student, arm, student.score - score
-
-
-def share(rows: Sequence[Row]) -> bool:
-    """Whether the scores can be read as shares of the examples: all within [0, 1]."""
-    return all(0 <= row.score <= 1 for row in rows if row.score is not None)
-
-
-def times(before: float, after: float, less: str, more: str) -> str:
-    """How much less (or more) there is after than before: "28× smaller"."""
-    factor = before / after
-    return (
-        f"{figures.ratio(factor)} {less}" if factor >= 1 else f"{figures.ratio(1 / factor)} {more}"
-    )
-
-
-def points(difference: float, shares: bool) -> str:
-    """The size of a difference in scores, without its sign."""
-    return f"{abs(100 * difference):.1f} points" if shares else f"{abs(difference):.3g}"
 
 
 def _size(teacher: Row, file: Row) -> list[str]:
@@ -143,11 +127,6 @@ def _compared(one: Row, other: Row) -> str:
     return f"{points(difference, shares)} {direction}{_noise_note(one, other)}"
 
 
-def level(difference: float, shares: bool) -> bool:
-    """Whether the difference vanishes at the precision it is told in."""
-    return round(100 * difference, 1) == 0 if shares else difference == 0
-
-
 def _help(rows: Sequence[Row]) -> list[str]:
     """Did the teacher help? Against the best arm that had none."""
     found = gain(rows)
@@ -185,21 +164,6 @@ def _baselines(named: Mapping[str, Row], student: Row) -> list[str]:
     ]
 
 
-def standard_error(row: Row) -> float | None:
-    """Binomial standard error of the row's score over the test split; None where unknown."""
-    if row.score is None or not row.examples or not 0 <= row.score <= 1:
-        return None
-    return math.sqrt(row.score * (1 - row.score) / row.examples)
-
-
-def within_noise(one: Row, other: Row) -> bool:
-    """Whether two scores differ by less than two standard errors of their difference."""
-    errors = standard_error(one), standard_error(other)
-    if errors[0] is None or errors[1] is None or one.score is None or other.score is None:
-        return False
-    return abs(one.score - other.score) < 2 * math.hypot(errors[0], errors[1])
-
-
 def _noise_note(one: Row, other: Row) -> str:
     if not within_noise(one, other):
         return ""
@@ -207,7 +171,7 @@ def _noise_note(one: Row, other: Row) -> str:
     return f", within the noise of {examples:,} test examples"
 
 
-def _caution(rows: Sequence[Row]) -> str:
+def caution(rows: Sequence[Row]) -> str:
     """What one seed and one test split can't tell."""
     errors = [(standard_error(row), row) for row in rows]
     known = [(error, row) for error, row in errors if error is not None]

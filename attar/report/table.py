@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import Any
 
 from attar.report import figures
 from attar.report.rows import Row
@@ -29,13 +32,23 @@ def columns(rows: Sequence[Row], score_name: str = "score") -> tuple[Column, ...
     every = (
         Column(score_name, lambda row: row.score, figures.score),
         Column("parameters", lambda row: row.parameters, figures.count),
+        Column("non-zero", lambda row: row.nonzero, figures.count),
         Column("MACs", lambda row: row.macs, figures.count),
         Column("size", lambda row: row.size_bytes, figures.size),
-        Column("p50 ms", lambda row: row.percentile("p50"), figures.milliseconds),
-        Column("p95 ms", lambda row: row.percentile("p95"), figures.milliseconds),
+        Column("zipped", lambda row: row.zipped_bytes, figures.size),
+        *_percentiles(sorted({tokens for row in rows for tokens in row.lengths})),
+        Column("energy", lambda row: row.energy_j, figures.energy),
         Column("memory", lambda row: row.memory_bytes, figures.size),
     )
     return tuple(column for column in every if any(column.value(row) is not None for row in rows))
+
+
+def _percentiles(lengths: Sequence[int]) -> Iterator[Column]:
+    """Median and tail of one call; at each length where several were timed."""
+    for at in [f"@{tokens}" for tokens in lengths] or [""]:
+        for name in ("p50", "p95"):
+            value = partial(Row.percentile, name=name + at)
+            yield Column(f"{name} ms {at}".rstrip(), value, figures.milliseconds)
 
 
 def cells(rows: Sequence[Row], score_name: str) -> list[list[str]]:
@@ -67,10 +80,34 @@ def terminal(rows: Sequence[Row], score_name: str) -> list[str]:
 
 def markdown(rows: Sequence[Row], score_name: str) -> list[str]:
     """The lines of a Markdown table."""
-    head, *body = [[escape(cell) for cell in line] for line in cells(rows, score_name)]
-    last = len(columns(rows, score_name))
-    rule = ["---:" if 0 < place <= last else ":---" for place in range(len(head))]
+    return ruled(cells(rows, score_name), range(1, 1 + len(columns(rows, score_name))))
+
+
+def ruled(lines: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """The lines of a Markdown table whose first line is its head.
+
+    right: the places of the columns that stand to the right, as figures do
+    """
+    head, *body = [[escape(cell) for cell in line] for line in lines]
+    rule = ["---:" if place in right else ":---" for place in range(len(head))]
     return [f"| {' | '.join(line)} |" for line in (head, rule, *body)]
+
+
+def told(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Records as the lines of a table: its head has every key of any of them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [names, *([figures.inline(row.get(name)) for name in names] for row in rows)]
+
+
+def numeric(rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The places of those keys that only numbers stand behind."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        place
+        for place, name in enumerate(names)
+        if all(isinstance(row.get(name), Real | None) for row in rows)
+        and not any(isinstance(row.get(name), bool) for row in rows)
+    }
 
 
 def escape(text: str) -> str:

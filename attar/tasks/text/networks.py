@@ -43,7 +43,7 @@ def load(
         return OnnxNetwork(Path(name), threads)
     if name.endswith(".keras"):
         return KerasNetwork.read(Path(name))
-    return _load_transformers(_folder(name), classes, new_head, partly)
+    return _load_transformers(folder_of(name), classes, new_head, partly)
 
 
 def adopt(model: Any, tokenizer: Any) -> nn.Module:
@@ -128,8 +128,11 @@ def _positions(model: Any) -> int:
     return count
 
 
-def _folder(name: str) -> str:
-    """The folder or hub name behind a name; `package:NAME` is looked for in a package."""
+def folder_of(name: str) -> str:
+    """The folder or hub name behind a name; `package:NAME` is looked for in a package.
+
+    Raises ModelError where there is no such folder or package.
+    """
     if not name.removeprefix("package:").strip():
         raise ModelError("The model has no name; give a folder, a hub name or package:NAME.")
     if name.startswith("package:"):

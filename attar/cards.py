@@ -1,0 +1,90 @@
+"""A model card beside every model that a run leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attar.lineage import teachers
+from attar.report import Report, sentences
+from attar.report.card import MARK, About, card
+
+if TYPE_CHECKING:
+    from attar.setting import Setting
+
+ASKED = "How do I top up?"
+"""What the card's lines ask: anything will do, and nothing from the data may stand there."""
+
+ONNX = """import onnxruntime, transformers
+text = transformers.AutoTokenizer.from_pretrained("tokenizer")("{asked}", return_tensors="np")
+session = onnxruntime.InferenceSession("{name}")
+asked = {{each.name: text[each.name] for each in session.get_inputs()}}
+print(session.run(None, asked)[0].argmax())
+"""
+
+TRANSFORMERS = """from transformers import pipeline
+classify = pipeline("text-classification", model=".")
+print(classify("{asked}"))
+"""
+
+ATTAR = """from attar import students
+model = students.load(".")
+text = model.tokenizer("{asked}", return_tensors="pt")
+print(model(input_ids=text["input_ids"], attention_mask=text["attention_mask"]).argmax())
+"""
+
+
+def write_cards(here: Setting, report: Report, paths: Mapping[str, Path]) -> list[Path]:
+    """Write a card into each folder of the run that holds models, for all of them there.
+
+    paths: by row, its file or folder; what lies outside of the run's own folder is left alone
+    """
+    places: dict[Path, list[str]] = {}
+    for name, path in paths.items():
+        folder = path.parent if path.is_file() else path
+        if folder.is_dir() and folder.resolve().is_relative_to(here.out.resolve()):
+            places.setdefault(folder, []).append(name)
+    written = []
+    for folder, names in places.items():
+        target = _free(folder)
+        shown = sentences.best([row for row in report.rows if row.name in names])
+        chosen = paths[shown.name if shown is not None else names[-1]]
+        target.write_text(card(report, names, _about(here, chosen)), encoding="utf-8", newline="\n")
+        written.append(target)
+    return written
+
+
+def _free(folder: Path) -> Path:
+    """Where the card goes: README.md, unless one that attar did not write is there."""
+    target = folder / "README.md"
+    if target.is_file() and MARK not in target.read_text(encoding="utf-8", errors="replace"):
+        return folder / "MODEL_CARD.md"
+    return target
+
+
+def _about(here: Setting, path: Path) -> About:
+    library, load, tokenizer = _loading(path)
+    data = here.recipe.task.options.get("dataset", here.recipe.task.name)
+    return About(
+        kind=here.recipe.task.name.replace("vision", "image").replace(".", "-"),
+        classes=len(here.task.classes),
+        limit=f"It was made for texts of up to {here.task.max_length} tokens.",
+        data=Path(str(data)).name,
+        library=library,
+        load=load,
+        tokenizer=tokenizer,
+        teachers=teachers(here.plan, here.trust),
+    )
+
+
+def _loading(path: Path) -> tuple[str, str, str]:
+    """The library that loads it, how, and where its tokenizer lies."""
+    if path.suffix == ".onnx":
+        inside = "`tokenizer/`; the number is a place in `classes`, which the file's metadata has"
+        return "onnx", ONNX.format(asked=ASKED, name=path.name), inside
+    if (path / "attar.json").is_file():
+        return "attar", ATTAR.format(asked=ASKED), "this folder"
+    if (path / "config.json").is_file():
+        return "transformers", TRANSFORMERS.format(asked=ASKED), "this folder"
+    return "other", "", ""

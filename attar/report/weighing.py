@@ -1,0 +1,47 @@
+"""One figure weighed against another: how much less or more it is, and whether that is noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from attar.report import figures
+from attar.report.rows import Row
+
+
+def share(rows: Sequence[Row]) -> bool:
+    """Whether the scores can be read as shares of the examples: all within [0, 1]."""
+    return all(0 <= row.score <= 1 for row in rows if row.score is not None)
+
+
+def times(before: float, after: float, less: str, more: str) -> str:
+    """How much less (or more) there is after than before: "28× smaller"."""
+    factor = before / after
+    return (
+        f"{figures.ratio(factor)} {less}" if factor >= 1 else f"{figures.ratio(1 / factor)} {more}"
+    )
+
+
+def points(difference: float, shares: bool) -> str:
+    """The size of a difference in scores, without its sign."""
+    return f"{abs(100 * difference):.1f} points" if shares else f"{abs(difference):.3g}"
+
+
+def level(difference: float, shares: bool) -> bool:
+    """Whether the difference vanishes at the precision it is told in."""
+    return round(100 * difference, 1) == 0 if shares else difference == 0
+
+
+def standard_error(row: Row) -> float | None:
+    """Binomial standard error of the row's score over the test split; None where unknown."""
+    if row.score is None or not row.examples or not 0 <= row.score <= 1:
+        return None
+    return math.sqrt(row.score * (1 - row.score) / row.examples)
+
+
+def within_noise(one: Row, other: Row) -> bool:
+    """Whether two scores differ by less than two standard errors of their difference."""
+    errors = standard_error(one), standard_error(other)
+    if errors[0] is None or errors[1] is None or one.score is None or other.score is None:
+        return False
+    return abs(one.score - other.score) < 2 * math.hypot(errors[0], errors[1])
