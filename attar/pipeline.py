@@ -189,9 +189,10 @@ def follow_steps(
     entries: list[Entry] = []
     begun: tuple[nn.Module, partial[Any]] | None = None
     model, name, knows = student, "student", here.plan.student is None
+    after = "teacher" if knows else ""
     for number, step in enumerate(here.plan.steps):
         if step.name.startswith("export."):
-            entries.append(_export(here, step, model, name, book))
+            entries.append(_export(here, step, model, name, book, after))
             continue
         if step.name != "distill":
             here.screen.say(f"{step.name} ...")
@@ -208,7 +209,8 @@ def follow_steps(
             model = _distilled(here, name, model, step.function, teacher, again, book)
         later = [each.name for each in here.plan.steps[number + 1 :]]
         if knows and not (emulated(model) and any(each.startswith("export.") for each in later)):
-            entries.append(Entry(name, model))
+            entries.append(Entry(name, model, after=after))
+            after = name
     return entries, begun
 
 
@@ -270,16 +272,24 @@ def _in_short(given: dict[str, Any]) -> dict[str, Any]:
     return given | short | {"score": lambda _: {"score": 0.0}}
 
 
-def _export(here: Setting, step: Piece, model: nn.Module, name: str, book: Book) -> Entry:
-    """Write a file, and load it as a user would."""
+def _export(
+    here: Setting, step: Piece, model: nn.Module, name: str, book: Book, after: str
+) -> Entry:
+    """Write a file, and load it as a user would.
+
+    A file finds its tokenizer beside itself; one of another vocabulary gets a folder of its own.
+    """
     start = time.monotonic()
-    here.out.mkdir(parents=True, exist_ok=True)
-    here.task.save(model, here.out / "tokenizer")
+    words = here.task.preprocessing(model)["tokenizer"]
+    folder = here.out / name if words != (book.words or words) else here.out
+    book.words = book.words or words
+    folder.mkdir(parents=True, exist_ok=True)
+    here.task.save(model, folder / "tokenizer")
     facts = {"classes": list(here.task.classes), "max_length": here.task.max_length}
     given = {
         "model": model,
         "example": here.task.example,
-        "path": here.out / name,
+        "path": folder / name,
         "facts": facts,
         "save": students.save,
     }
@@ -288,7 +298,8 @@ def _export(here: Setting, step: Piece, model: nn.Module, name: str, book: Book)
     loaded = students.load(path) if own else here.task.load(str(path))
     here.screen.say(f"Wrote {path}, and read it back.")
     book.seconds[f"export {path.name}"] = time.monotonic() - start
-    return Entry(path.name if path.is_file() else f"{name}-folder", loaded, path, source=model)
+    title = path.name if path.is_file() else f"{name}-folder"
+    return Entry(title, loaded, path, source=model, after=after)
 
 
 def train_arm(

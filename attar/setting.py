@@ -50,6 +50,8 @@ class Book:
     plan: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     teacher: Path | None = None
+    words: str = ""
+    """The hash of the tokenizer that lies in the run's folder."""
 
     def tell(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write down what a step found out, as a table for the report."""

@@ -24,6 +24,7 @@ from attar.recipe import read
 from attar.schooling import asking, lessons, teachers_answers
 from attar.screen import Silent
 from attar.setting import Book, begin
+from attar.tasks.text.tokenizing import tokenizer_at
 
 SAID: dict[str, Any] = {
     "teacher": {"finetune": {"epochs": 1, "batch_size": 8}},
@@ -137,6 +138,32 @@ def test_every_step_has_a_row_and_a_repair_has_its_own(
     assert whole is not None
     assert pruned is not None
     assert again == pruned < whole
+
+
+def test_every_row_says_from_which_a_step_made_it(said: dict[str, Any], tmp_path: Path) -> None:
+    steps = [*SAID["steps"], PRUNE, *SAID["steps"], "quantize.int8_dynamic", "export.onnx"]
+    report = run(read(said | LAYERS | {"steps": steps}), tmp_path / "out")
+    after = {row.name: row.after for row in report.rows if row.name.startswith("student")}
+    repaired = "student-structured-distill"
+    assert after == {
+        "student": "",
+        "student-structured": "student",
+        repaired: "student-structured",
+        f"{repaired}-int8_dynamic.onnx": repaired,
+    }
+
+
+def test_files_of_two_vocabularies_keep_each_its_own_tokenizer(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    steps = [*SAID["steps"], "export.onnx", "prune.vocabulary", "export.onnx"]
+    out = tmp_path / "out"
+    report = run(read(said | LAYERS | {"steps": steps}), out)
+    assert report.row("student-vocabulary.onnx").score == report.row("student.onnx").score
+    small = out / "student-vocabulary"
+    sizes = [len(tokenizer_at(str(each / "tokenizer"))) for each in (out, small)]
+    assert sizes[1] < sizes[0]
+    assert (small / "student-vocabulary.onnx").is_file()
 
 
 def test_what_is_done_to_a_student_that_knows_nothing_yet_has_no_row(
