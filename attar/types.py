@@ -157,6 +157,13 @@ class Quantized(Protocol):
     def dequantized(self) -> nn.Module: ...
 
 
+@runtime_checkable
+class Packed(Quantized, Protocol):
+    """A quantized module whose bytes hold several weights each; `weights` is how many in all."""
+
+    weights: int
+
+
 class Engine(Protocol):
     """Where the arithmetic runs; the loop and the schemes know nothing else about machines."""
 

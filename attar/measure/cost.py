@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attar.errors import AttarError, ModelError
-from attar.types import Count, Example, Positive
+from attar.types import Count, Example, Packed, Positive
 
 WARM_UP = 10
 """Answers before the clock starts: allocations, caches, and what a runtime decides at first use."""
@@ -26,9 +26,16 @@ ROUND = 10
 
 def parameters(model: nn.Module) -> int:
     """The number of stored weights, quantized ones (kept as integer buffers) included."""
+    packed = [module for module in model.modules() if isinstance(module, Packed)]
+    counted = {id(buffer) for module in packed for buffer in module.buffers()}
     # A lone integer is no weight: it is what zero became.
-    quantized = [t for t in model.buffers() if t.dtype in (torch.int8, torch.uint8) and t.dim()]
-    return sum(tensor.numel() for tensor in (*model.parameters(), *quantized))
+    quantized = [
+        t
+        for t in model.buffers()
+        if t.dtype in (torch.int8, torch.uint8) and t.dim() and id(t) not in counted
+    ]
+    stored = sum(tensor.numel() for tensor in (*model.parameters(), *quantized))
+    return stored + sum(module.weights for module in packed)
 
 
 @torch.no_grad()
