@@ -20,7 +20,10 @@ from attar.resolve import Function, ask, names, options
 
 COMPRESSORS = names("attar.compress")
 
-NEEDED: dict[str, dict[str, Any]] = {"prune.magnitude": {"ratio": 0.5}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "factorize.svd": {"ratio": 0.5},
+    "prune.magnitude": {"ratio": 0.5},
+}
 """The options that a compressor can't do without."""
 
 CANNOT: dict[tuple[str, str], str] = {}
@@ -52,6 +55,7 @@ def made(make: str) -> nn.Module:
 
 def test_the_room_has_the_compressors_that_recipes_name() -> None:
     assert set(COMPRESSORS) == {
+        "factorize.svd",
         "prune.magnitude",
         "quantize.int4_weight",
         "quantize.int8_dynamic",
