@@ -59,6 +59,7 @@ def test_the_room_has_the_compressors_that_recipes_name() -> None:
         "prune.magnitude",
         "quantize.int4_weight",
         "quantize.int8_dynamic",
+        "quantize.mixed",
     }
 
 
