@@ -57,6 +57,8 @@ def test_the_room_has_the_compressors_that_recipes_name() -> None:
     assert set(COMPRESSORS) == {
         "factorize.svd",
         "prune.magnitude",
+        "quantize.bf16",
+        "quantize.fp16",
         "quantize.int4_weight",
         "quantize.int8_dynamic",
         "quantize.mixed",

@@ -200,3 +200,19 @@ def test_the_same_table_comes_out_twice(make: str) -> None:
         model = MODELS[make]().eval()
         quantize.mixed(model, calibration, score, told(tables), batches=1)
     assert first == second
+
+
+def test_layers_that_one_candidate_alone_can_lower_have_that_one() -> None:
+    model, tables = MODELS["lstm"]().eval(), Tables()
+    small = quantize.mixed(
+        model,
+        calibration,
+        always,
+        told(tables),
+        candidates=("fp16", "int4_weight"),
+        exclude=["embedding"],
+    )
+    chosen = {row["layer"]: row["chosen"] for row in tables["Harm by layer"]}
+    assert chosen == {"rightward.0": "fp16", "leftward.0": "fp16", "head": "int4_weight"}
+    assert isinstance(small.head, PackedLinear)
+    assert answer(small).isfinite().all()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attar.compress.placing import replace_
 from attar.compress.quantize.dynamic import int8_dynamic
+from attar.compress.quantize.halves import bf16, fp16
 from attar.compress.quantize.weight import int4_weight
 from attar.errors import ModelError, nearest
 from attar.types import Calibration, Score, Tell
@@ -21,7 +22,7 @@ from attar.types import Calibration, Score, Tell
 DROP = 0.01
 """The loss of score that is allowed where no bound is said."""
 
-Candidate = Literal["int8_dynamic", "int4_weight"]
+Candidate = Literal["bf16", "fp16", "int8_dynamic", "int4_weight"]
 Batch = Mapping[str, Tensor]
 Twins = Mapping[str, Mapping[nn.Module, nn.Module]]
 Harms = Mapping[nn.Module, Mapping[str, float]]
@@ -58,7 +59,8 @@ def mixed(
     drop: largest loss of score on validation, 0.01 being one point of a hundred, which is the
         bound where none is said
     size: largest number of bytes of the weights; of the layers, no more are lowered than it needs
-    candidates: what a layer can become, where it does not stay as it is
+    candidates: what a layer can become where it does not stay as it is: fp16, bf16, int8_dynamic,
+        int4_weight
     batches: calibration batches to measure harm on
     exclude: paths of modules, with all that is in them, that stay as they are
     Returns a copy. Raises ModelError for a path that names nothing, where nothing is left, and
@@ -91,6 +93,8 @@ def _made(
 ) -> Callable[[nn.Module], nn.Module]:
     """What lowers all layers of a model to a candidate."""
     known: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "bf16": partial(bf16, exclude=exclude),
+        "fp16": partial(fp16, exclude=exclude),
         "int8_dynamic": partial(int8_dynamic, exclude=exclude),
         "int4_weight": partial(int4_weight, calibration=calibration, exclude=exclude),
     }
