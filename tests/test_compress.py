@@ -26,10 +26,15 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """The options that a compressor can't do without."""
 
-CANNOT: dict[tuple[str, str], str] = {}
+CANNOT: dict[tuple[str, str], str] = {
+    ("quantize.smooth", make): "no norm or linear layer that directly feeds a linear layer"
+    for make in ("mlp", "cnn", "text_cnn", "lstm")
+}
 """What a compressor can't do to a model, and what it says of it."""
 
-DEARER: dict[str, str] = {}
+DEARER: dict[str, str] = {
+    "quantize.smooth": "where a residual takes the norm's output too (BERT), scales of their own",
+}
 """Compressors whose outcome costs more until it is exported, and why."""
 
 EVERY = [(name, make) for name in sorted(COMPRESSORS) for make in MODELS]
@@ -62,6 +67,7 @@ def test_the_room_has_the_compressors_that_recipes_name() -> None:
         "quantize.int4_weight",
         "quantize.int8_dynamic",
         "quantize.mixed",
+        "quantize.smooth",
     }
 
 
