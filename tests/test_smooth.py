@@ -113,9 +113,11 @@ def test_int8_loses_less_where_some_channels_are_loud(make: str) -> None:
     model = loud(make)
     smoothed = quantize.smooth(model, example, calibration)
     truth = [answer(model, inputs) for inputs in calibration(model)]
-    linear = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    plain = {
+        path for path, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding)
+    }
     fed = ("query", "key", "value", "intermediate", "proj", "fc1", "score")
-    others = [path for path in linear if not any(word in path for word in fed)]
+    others = [path for path in plain if not any(word in path for word in fed)]
 
     def lost(float_model: nn.Module) -> float:
         small = quantize.int8_dynamic(float_model, exclude=others)
