@@ -21,6 +21,7 @@ from attar.resolve import Function, ask, names, options
 COMPRESSORS = names("attar.compress")
 
 NEEDED: dict[str, dict[str, Any]] = {
+    "factorize.svd": {"ratio": 0.5},
     "prune.magnitude": {"ratio": 0.5},
     "prune.wanda": {"ratio": 0.5},
     "prune.structured": {"ratio": 0.5, "round_to": 2},
@@ -33,14 +34,14 @@ FLAT = ("mlp", "cnn", "text_cnn", "lstm")
 CANNOT: dict[tuple[str, str], str] = {
     **{("prune.layers", name): "has no stack of like layers left to prune" for name in FLAT},
     **{("prune.vocabulary", name): "has no tokenizer with it" for name in MODELS},
-    (
-        "prune.structured",
-        "lstm",
-    ): "^Lstm has no channels that can be pruned: recurrent",
+    **{("quantize.smooth", name): "no norm or linear layer that directly feeds" for name in FLAT},
+    ("prune.structured", "lstm"): "^Lstm has no channels that can be pruned: recurrent",
 }
 """What a compressor can't do to a model, and what it says of it."""
 
-DEARER: dict[str, str] = {}
+DEARER: dict[str, str] = {
+    "quantize.smooth": "where a residual takes the norm's output too (BERT), scales of their own",
+}
 """Compressors whose outcome costs more until it is exported, and why."""
 
 EVERY = [(name, make) for name in sorted(COMPRESSORS) for make in MODELS]
@@ -66,12 +67,18 @@ def made(make: str) -> nn.Module:
 
 def test_the_room_has_the_compressors_that_recipes_name() -> None:
     assert set(COMPRESSORS) == {
+        "factorize.svd",
         "prune.layers",
         "prune.magnitude",
         "prune.structured",
         "prune.vocabulary",
         "prune.wanda",
+        "quantize.bf16",
+        "quantize.fp16",
+        "quantize.int4_weight",
         "quantize.int8_dynamic",
+        "quantize.mixed",
+        "quantize.smooth",
     }
 
 

@@ -6,16 +6,16 @@ nobody reads nobody misses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from attar.compress.watching import watch
 from attar.errors import ModelError
+from attar.taps import evaluating
 from attar.types import Calibration, Losses
 
 Importance = Literal["magnitude", "activation", "taylor"]
@@ -47,49 +47,32 @@ def columns(
     return found
 
 
-@torch.no_grad()
 def mean_squares(
-    model: nn.Module, layers: dict[str, nn.Module], calibration: Calibration, batches: int
+    model: nn.Module, layers: Mapping[str, nn.Module], calibration: Calibration, batches: int
 ) -> dict[str, Tensor]:
     """The mean square of each input of some layers over some batches, (inputs,) a layer.
 
     Raises ModelError for a layer that no batch ever reached.
     """
-    sums = {path: torch.zeros(inputs_to(layer)) for path, layer in layers.items()}
-    counts = dict.fromkeys(layers, 0)
+    sums = {layer: torch.zeros(inputs_to(layer)) for layer in layers.values()}
+    counts = dict.fromkeys(sums, 0)
 
-    def listen(path: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        rows = inputs_of(layer, given[0]).float()
-        sums[path] += rows.square().sum(0).cpu()
-        counts[path] += len(rows)
+    def see(layer: nn.Module, rows: Tensor) -> None:
+        sums[layer] += rows.float().square().sum(0).cpu()
+        counts[layer] += len(rows)
 
-    training = model.training
-    model.eval()
-    with ExitStack() as hooks:
-        for path, layer in layers.items():
-            hook = layer.register_forward_pre_hook(partial(listen, path))
-            hooks.callback(hook.remove)
-        for inputs in islice(calibration(model), batches):
-            model(**inputs)
-    model.train(training)
-    if unseen := [path for path, count in counts.items() if count == 0]:
+    watch(model, sums, calibration, batches, see)
+    if unseen := [path for path, layer in layers.items() if counts[layer] == 0]:
         raise ModelError(
             f"{unseen[0]} was never called while {type(model).__name__} answered, so what it is "
             "worth can't be measured; take `importance: magnitude`, or exclude it."
         )
-    return {path: sums[path] / counts[path] for path in layers}
+    return {path: sums[layer] / counts[layer] for path, layer in layers.items()}
 
 
 def inputs_to(layer: nn.Module) -> int:
     """How many inputs a linear or convolution layer has."""
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
-
-
-def inputs_of(layer: nn.Module, given: Tensor) -> Tensor:
-    """What enters a linear or convolution layer, as rows of (inputs,)."""
-    if isinstance(layer, nn.Linear):
-        return given.flatten(0, -2)
-    return given.movedim(1, -1).flatten(0, -2)
 
 
 def _gates(
@@ -102,14 +85,13 @@ def _gates(
         weight.requires_grad_(True)
     found = {path: torch.zeros(inputs_to(layer)) for path, layer in layers.items()}
     count = 0
-    training = model.training
-    for loss in islice(losses(model.eval()), batches):
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-            if gradient is not None:
-                found[path] += _read(layers[path], weight * gradient).float().square()
-        count += 1
-    model.train(training)
+    with evaluating(model):
+        for loss in islice(losses(model), batches):
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
+                if gradient is not None:
+                    found[path] += _read(layers[path], weight * gradient).float().square()
+            count += 1
     for weight, before in zip(weights.values(), wanted, strict=True):
         weight.requires_grad_(before)
     if count == 0:

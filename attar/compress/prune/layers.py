@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attar.depth import blocks, with_layers
 from attar.errors import ModelError
-from attar.taps import first_tensor
+from attar.taps import evaluating, first_tensor
 from attar.types import Calibration, Count, Tell
 
 
@@ -65,16 +65,13 @@ def influences(
         sums[n] += float(turned.sum())
         counts[n] += len(turned)
 
-    training = model.training
-    model.eval()
-    with ExitStack() as hooks:
+    with evaluating(model), ExitStack() as hooks:
         for n, path in enumerate(paths):
             hear = partial(listen, n)
             block = model.get_submodule(path)
             hooks.callback(block.register_forward_hook(hear, with_kwargs=True).remove)
         for inputs in islice(calibration(model), batches):
             model(**inputs)
-    model.train(training)
     return [total / max(1, count) for total, count in zip(sums, counts, strict=True)]
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.compress.choosing import chosen
+from attar.compress.placing import replace_
 
 
 def int8_dynamic(
@@ -27,14 +28,8 @@ def int8_dynamic(
     """
     small = deepcopy(model).eval()
     layers = chosen(small, _is_plain, exclude, "linear or embedding layer left to quantize")
-    # By identity, since a layer that stands in two places is one layer.
-    twins = {id(layer): _int8(layer, reduce_range) for layer in layers.values()}
-    for path, layer in layers.items():
-        small.set_submodule(path, twins[id(layer)])
-    for module in small.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            # torch's fused layer would take the weights of its linears and never call them.
-            module.activation_relu_or_gelu = 0
+    twins = {layer: _int8(layer, reduce_range) for layer in layers.values()}
+    replace_(small, layers, twins)
     return small
 
 
