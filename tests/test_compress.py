@@ -51,7 +51,11 @@ def made(make: str) -> nn.Module:
 
 
 def test_the_room_has_the_compressors_that_recipes_name() -> None:
-    assert set(COMPRESSORS) == {"prune.magnitude", "quantize.int8_dynamic"}
+    assert set(COMPRESSORS) == {
+        "prune.magnitude",
+        "quantize.int8_dynamic",
+        "quantize.int8_static",
+    }
 
 
 @pytest.mark.parametrize(("name", "make"), ABLE)

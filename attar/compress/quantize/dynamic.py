@@ -31,11 +31,16 @@ def int8_dynamic(
     twins = {id(layer): _int8(layer, reduce_range) for layer in layers.values()}
     for path, layer in layers.items():
         small.set_submodule(path, twins[id(layer)])
-    for module in small.modules():
+    return unfuse_(small)
+
+
+def unfuse_(model: nn.Module) -> nn.Module:
+    """Have torch's own transformer layers call their linear layers."""
+    for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             # torch's fused layer would take the weights of its linears and never call them.
             module.activation_relu_or_gelu = 0
-    return small
+    return model
 
 
 def _is_plain(module: nn.Module) -> bool:
