@@ -26,7 +26,9 @@ NEEDED: dict[str, dict[str, Any]] = {"prune.magnitude": {"ratio": 0.5}}
 CANNOT: dict[tuple[str, str], str] = {}
 """What a compressor can't do to a model, and what it says of it."""
 
-DEARER: dict[str, str] = {}
+DEARER = {
+    "quantize.qat": "it trains a float weight and the steps; int8_static makes integers of it"
+}
 """Compressors whose outcome costs more until it is exported, and why."""
 
 EVERY = [(name, make) for name in sorted(COMPRESSORS) for make in MODELS]
@@ -55,6 +57,7 @@ def test_the_room_has_the_compressors_that_recipes_name() -> None:
         "prune.magnitude",
         "quantize.int8_dynamic",
         "quantize.int8_static",
+        "quantize.qat",
     }
 
 

@@ -93,7 +93,7 @@ def stood_(
     seen: dict[str, tuple[Rounding, bool]] = {}
     said: dict[str, Rounding] = {}
     for place, grid in zip(plan.places, grids, strict=True):
-        seen |= {path: (grid, place.door is None) for path in place.readers}
+        seen |= dict.fromkeys(place.readers, (grid, place.door is None))
         if place.writer is not None:
             said[place.writer] = grid
         if place.door is not None:

@@ -39,6 +39,11 @@ class Grid(nn.Module):
         self.register_buffer("scale", scale.detach().clone().float())
         self.register_buffer("zero", zero.detach().to(torch.uint8))
 
+    @property
+    def step(self) -> Tensor:
+        """The distance between two of the values."""
+        return self.scale
+
     def steps(self, inputs: Tensor) -> Tensor:
         """How many steps from zero each value is, rounded: whole numbers as float."""
         return (torch.round(inputs / self.scale) + self.zero).clamp(0, MOST) - self.zero

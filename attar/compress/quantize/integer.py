@@ -34,6 +34,11 @@ class Stand(Generic[Rounding]):
     said: Rounding | None = None
 
 
+def largest(bits: int, reduce_range: bool) -> int:
+    """How many steps a weight of so many bits may be away from zero."""
+    return min((1 << (bits - 1)) - 1, 64 if reduce_range else 127)
+
+
 def weight_scale(layer: Layer, most: int, step: Tensor) -> Tensor:
     """The scale of each output channel by which its largest weight becomes `most`.
 
@@ -94,7 +99,7 @@ class Int8Layer(nn.Module):
         return None if self.bias is None else torch.round(self.bias / step), step
 
     def _as_onnx(self, inputs: Tensor) -> Tensor:
-        """The same between ONNX's Quantize and Dequantize, from which the runtime makes one node."""
+        """The same between Quantize and Dequantize, from which the runtime makes one node."""
         seen = self.seen(inputs) if self.rounds else inputs
         weight = _dequantized(self.integers, self.scale, self.axis)
         bias, step = self._bias()

@@ -1,4 +1,4 @@
-"""Where the activations of a model are rounded so that a runtime can work in integers throughout."""
+"""Where activations are rounded, so that a runtime can work in integers throughout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CARRIERS = {
     *("max_pool1d", "max_pool2d", "flatten", "reshape", "view", "squeeze", "unsqueeze"),
     *("transpose", "permute", "__getitem__"),
 }
-"""Give some of the values that they read, in another order: rounding before or after is the same."""
+"""Give some of the values they read, in another order: rounding before or after is the same."""
 
 SUMS = {"add", "add_"}
 

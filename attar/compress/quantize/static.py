@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 from torch import nn
 
-from attar.compress.quantize.activations import observed, planned_, stood_
+from attar.compress.choosing import chosen
+from attar.compress.quantize.activations import WHAT, observed, planned_, stood_
 from attar.compress.quantize.dynamic import Int8Embedding, unfuse_
 from attar.compress.quantize.folding import replace_
 from attar.compress.quantize.grids import Grid, scale_and_zero
-from attar.compress.quantize.integer import Int8Layer, weight_scale
+from attar.compress.quantize.integer import Int8Layer, largest, weight_scale
 from attar.compress.quantize.ranges import Ranges
+from attar.compress.quantize.training import LearnedGrid, MovingGrid, Snapped, SnappedTable
 from attar.types import Calibration, Count, Example
 
 
@@ -34,6 +37,9 @@ def int8_static(
     scale and zero point a tensor. This is the fast way for convolutions; for transformers
     `quantize.int8_dynamic` is as fast and nearer to the float model.
 
+    A model that `quantize.qat` has trained is taken as it is: its weights and ranges become the
+    integers that it was trained with, and ranges, batches and reduce_range have no say.
+
     ranges: of activations: minmax keeps all values seen, percentile all but one in ten thousand,
         entropy the range by which the least of their distribution is lost (Migacz 2017)
     batches: how many batches of training examples the ranges are taken from
@@ -44,13 +50,29 @@ def int8_static(
     path that names nothing, and where nothing is left.
     """
     small = unfuse_(deepcopy(model).eval())
+    if any(isinstance(module, Snapped | SnappedTable) for module in small.modules()):
+        return _taken_over(small, exclude)
     plan = planned_(small, example, exclude)
     seen = observed(small, plan, calibration, batches)
     grids = [Grid(*scale_and_zero(*map(torch.tensor, each.range(ranges)))) for each in seen]
-    most = 64 if reduce_range else 127
+    most = largest(8, reduce_range)
     for layer, stand in stood_(small, plan, grids):
         scale = weight_scale(layer, most, stand.seen.scale)
         replace_(small, layer, Int8Layer(layer, scale, most, stand))
     for table in plan.tables:
         replace_(small, table, Int8Embedding(table))
     return small
+
+
+def _taken_over(model: nn.Module, exclude: Sequence[str] | None) -> nn.Module:
+    """A model that was trained for few bits, in integers."""
+    kept = chosen(model, lambda each: isinstance(each, Snapped | SnappedTable), exclude, WHAT)
+    wanted = {id(layer) for layer in kept.values()}
+    modules = list(model.modules())
+    for grid in modules:
+        if isinstance(grid, LearnedGrid | MovingGrid):
+            replace_(model, grid, grid.fixed())
+    for layer in modules:
+        if isinstance(layer, Snapped | SnappedTable):
+            replace_(model, layer, layer.fixed() if id(layer) in wanted else layer.dequantized())
+    return model
