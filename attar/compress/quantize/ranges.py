@@ -23,6 +23,9 @@ CANDIDATES = 128
 OUTSIDE = 1e-4
 """The share of all values that a percentile range leaves outside, half of it on each side."""
 
+UNSEEN = 0.5
+"""The count that stands for what was never seen, where the logarithm of none is asked for."""
+
 Counts = NDArray[np.float64]
 
 
@@ -35,6 +38,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self.counts: Counts = np.zeros(2 * BINS)
+        self.zeros = 0
         self.width = 0.0
         self.low = self.high = 0.0
 
@@ -47,7 +51,10 @@ class Histogram:
         self.high = max(self.high, float(values.amax()))
         self._widen_(max(-self.low, self.high))
         if self.width:
-            found = torch.histc(values.cpu(), 2 * BINS, -self.width, self.width)
+            # Zeros apart: they lose nothing, as every grid has a zero, and after a relu are many.
+            other = values[values != 0].cpu()
+            self.zeros += values.numel() - other.numel()
+            found = torch.histc(other, 2 * BINS, -self.width, self.width)
             self.counts += found.double().numpy()
 
     def _widen_(self, most: float) -> None:
@@ -77,7 +84,9 @@ class Histogram:
         return max(low, self.low), min(high, self.high)
 
     def _percentile(self) -> tuple[float, float]:
-        share = self.counts.cumsum() / self.counts.sum()
+        counts = self.counts.copy()
+        counts[BINS] += self.zeros
+        share = counts.cumsum() / counts.sum()
         first = int(np.searchsorted(share, OUTSIDE / 2, side="right"))
         last = int(np.searchsorted(share, 1 - OUTSIDE / 2, side="left"))
         return min(0.0, float(self.edges()[first])), max(0.0, float(self.edges()[last + 1]))
@@ -112,9 +121,11 @@ def _told_apart(counts: Counts, in_use: NDArray[np.bool_]) -> Counts:
 
 
 def _divergence(truth: Counts, told: Counts) -> float:
-    """Kullback and Leibler's, of two histograms; where only the second is zero it is infinite."""
-    p, q = truth / truth.sum(), told / max(told.sum(), 1.0)
-    seen = p > 0
-    if (q[seen] == 0).any():
-        return float("inf")
-    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+    """Kullback and Leibler's, of two histograms of as many values.
+
+    What was moved into the window is in the first only, and so it is missed in the second: else a
+    window that nothing falls into would be the best of all.
+    """
+    seen = truth > 0
+    ratios = np.log(truth[seen] / np.maximum(told[seen], UNSEEN))
+    return float((truth[seen] * ratios).sum() / truth.sum())
