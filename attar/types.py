@@ -160,6 +160,13 @@ class Quantized(Protocol):
     def dequantized(self) -> nn.Module: ...
 
 
+@runtime_checkable
+class InTraining(Protocol):
+    """A module that rounds what is still trained; `fixed` is what stays of it afterwards."""
+
+    def fixed(self) -> nn.Module: ...
+
+
 class Engine(Protocol):
     """Where the arithmetic runs; the loop and the schemes know nothing else about machines."""
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import ExportError, MissingExtra
-from attar.types import Example, Quantized
+from attar.types import Example, InTraining, Quantized
 
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit, for a float file."""
@@ -86,6 +86,11 @@ def _check_libraries() -> None:
 def _check_request(model: nn.Module, opset: int) -> None:
     if opset not in OPSETS:
         raise ExportError(f"opset is {opset}; it can be {OPSETS[0]} to {OPSETS[-1]}.")
+    if any(isinstance(module, InTraining) for module in model.modules()):
+        raise ExportError(
+            f"{type(model).__name__} is still in training for fewer bits; put quantize.int8_static "
+            f"before export.onnx."
+        )
     size = sum(each.numel() * each.element_size() for each in model.state_dict().values())
     if size > LIMIT:
         raise ExportError(

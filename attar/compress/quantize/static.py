@@ -61,7 +61,7 @@ def int8_static(
         replace_(small, layer, Int8Layer(layer, scale, most, stand))
     for table in plan.tables:
         replace_(small, table, Int8Embedding(table))
-    return small
+    return small.eval()
 
 
 def _taken_over(model: nn.Module, exclude: Sequence[str] | None) -> nn.Module:

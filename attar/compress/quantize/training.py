@@ -17,7 +17,6 @@ from attar.compress.quantize.folding import Layer, replace_
 from attar.compress.quantize.grids import MOST, Grid, scale_and_zero
 from attar.compress.quantize.integer import Int8Layer, Stand, largest, weight_scale
 from attar.compress.quantize.ranges import Histogram
-from attar.errors import ModelError
 from attar.types import Bits, Calibration, Count, Example
 
 MEMORY = 0.99
@@ -64,7 +63,7 @@ def qat(
         replace_(trained, layer, Snapped(layer, bits, most, stand, learned=learned))
     for table in plan.tables:
         replace_(trained, table, SnappedTable(table))
-    return trained
+    return trained.eval()
 
 
 def snapped(values: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
@@ -178,8 +177,6 @@ class Snapped(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the float layer takes and gives."""
-        if torch.onnx.is_in_onnx_export():
-            raise ModelError("it is still in training; put quantize.int8_static before export.onnx")
         # Few bits are told apart in float32; bfloat16 would round once more.
         with torch.autocast(inputs.device.type, enabled=False):
             seen = self.seen(inputs.float()) if self.rounds else inputs.float()
@@ -226,8 +223,6 @@ class SnappedTable(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids of any shape to embeddings (..., width)."""
-        if torch.onnx.is_in_onnx_export():
-            raise ModelError("it is still in training; put quantize.int8_static before export.onnx")
         table = self.layer.weight
         scale, zero = scale_and_zero(table.detach().amin(), table.detach().amax())
         looked_up = F.embedding(ids, table, self.layer.padding_idx)
