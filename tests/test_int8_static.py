@@ -25,6 +25,7 @@ from attar.compress.quantize.folding import fold_
 from attar.compress.quantize.grids import Grid, scale_and_zero
 from attar.compress.quantize.integer import Int8Layer, Stand, weight_scale
 from attar.compress.quantize.ranges import BINS, OUTSIDE, Histogram
+from attar.measure.memory import finished
 from attar.resolve import ask
 from attar.types import Quantized
 
@@ -548,6 +549,13 @@ def test_pictures_of_another_size_are_refused_by_the_file(folder: Path) -> None:
     (pixels,) = session.get_inputs()
     assert isinstance(pixels.shape[0], str)
     assert pixels.shape[1:] == [3, 8, 8]
+
+
+def test_the_memory_of_a_file_that_takes_pictures_is_measured(folder: Path) -> None:
+    model, file = exported("cnn", folder)
+    peak = finished(measure.memory(model, example, file))
+    assert peak is not None
+    assert peak > 10_000_000
 
 
 @pytest.mark.slow

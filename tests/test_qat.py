@@ -194,6 +194,15 @@ def test_few_values_are_told_apart_in_float_though_training_is_in_bfloat16() -> 
     assert torch.equal(found, trained.get_submodule("stem")(inputs["pixel_values"]))
 
 
+@pytest.mark.parametrize("ranges", ["learned", "moving"])
+def test_a_model_comes_out_in_eval_mode_and_its_ranges_stand_still(ranges: Ranges) -> None:
+    trained = rounded(Convolved().train(), ranges=ranges)
+    assert not any(module.training for module in trained.modules())
+    first = answer(trained)
+    answer(trained, {"pixel_values": torch.full((1, 3, 8, 8), 1e3)})
+    assert torch.equal(answer(trained), first)
+
+
 def test_a_model_in_training_counts_as_quantized() -> None:
     trained = rounded(Mlp())
     assert emulated(trained)

@@ -31,8 +31,11 @@ import numpy, onnxruntime
 settings = onnxruntime.SessionOptions()
 settings.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession({path!r}, settings, providers=["CPUExecutionProvider"])
-feed = {{name: numpy.ones(shape, numpy.int64) for name, shape in {shapes!r}.items()}}
-feed = {{entry.name: feed[entry.name] for entry in session.get_inputs()}}
+kinds, shapes = {{"tensor(float)": numpy.float32}}, {shapes!r}
+feed = {{
+    entry.name: numpy.ones(shapes[entry.name], kinds.get(entry.type, numpy.int64))
+    for entry in session.get_inputs()
+}}
 for _ in range(3):
     session.run(None, feed)
 """

@@ -41,9 +41,9 @@ def planned_(model: nn.Module, example: Example, exclude: Sequence[str] | None) 
     inputs = example(model)
     fold_(model, inputs)
     flow = watched(model, inputs)
-    runs = flow.runs()
+    ran = {call.module for call in flow.calls}
     left = {path: module for path, module in model.named_modules() if id(module) in wanted}
-    layers = {path: m for path, m in left.items() if isinstance(m, Layer) and runs[path]}
+    layers = {path: m for path, m in left.items() if isinstance(m, Layer) and path in ran}
     tables = [module for module in left.values() if isinstance(module, nn.Embedding)]
     return Plan(layers, tables, places(model, flow, layers))
 
