@@ -25,6 +25,9 @@ Moment = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 """An option that is the share kept at every step; all of it would never change."""
 
+Bits = Annotated[int, Ge(2), Le(8)]
+"""An option that is the bits of a weight; with one alone there would be no zero."""
+
 IGNORE = -100
 """The label of an example whose label is not known (torch's own `ignore_index`)."""
 
@@ -163,6 +166,13 @@ class Sparse(Protocol):
 
     sparse: bool
     weight: nn.Parameter
+
+
+@runtime_checkable
+class InTraining(Protocol):
+    """A module that rounds what is still trained; `fixed` is what stays of it afterwards."""
+
+    def fixed(self) -> nn.Module: ...
 
 
 class Engine(Protocol):

@@ -41,6 +41,7 @@ CANNOT: dict[tuple[str, str], str] = {
 
 DEARER: dict[str, str] = {
     "quantize.smooth": "where a residual takes the norm's output too (BERT), scales of their own",
+    "quantize.qat": "it trains a float weight and the steps; int8_static makes integers of it",
 }
 """Compressors whose outcome costs more until it is exported, and why."""
 
@@ -79,6 +80,8 @@ def test_the_room_has_the_compressors_that_recipes_name() -> None:
         "quantize.int8_dynamic",
         "quantize.mixed",
         "quantize.smooth",
+        "quantize.int8_static",
+        "quantize.qat",
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from attar.errors import ModelError, nearest
+from attar.types import Quantized
 
 
 def chosen(
@@ -17,17 +18,20 @@ def chosen(
 ) -> dict[str, nn.Module]:
     """The wanted layers by path, without those that are excluded or inside of what is.
 
-    A layer that stands in several places is there once for each.
+    A layer that stands in several places is there once for each. What is inside of a quantized
+    module is left to that.
 
     what: the layers and the verb, for the sentence where there are none
     Raises ModelError for an excluded path that names nothing, and where none is left.
     """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places = set(modules) - {""}
+    done = {path for path, module in modules.items() if isinstance(module, Quantized)}
     found = {
         path: module
-        for path, module in model.named_modules(remove_duplicate=False)
-        if path and wanted(module)
+        for path, module in modules.items()
+        if path and wanted(module) and not done.intersection(_around(path)[:-1])
     }
-    places = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
     for path in exclude or ():
         if path not in places:
             raise ModelError(f"exclude names {path!r}, where nothing is; {nearest(path, places)}")

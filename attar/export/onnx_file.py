@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import ExportError, MissingExtra
-from attar.types import Example, Quantized
+from attar.types import Example, InTraining, Quantized
 
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit, for a float file."""
@@ -44,12 +44,14 @@ def onnx(
 ) -> Path:
     """Write a model as one ONNX file with any batch and length, and check it in ONNX Runtime.
 
-    Quantized modules become ONNX's own dynamic int8 operators. The file is run on the example, and
-    on more rows of another length, and must answer as the model does: logits within 0.1 % of the
-    largest for float, 5 % for int8, where single values are rounded the other way. What was found
-    is written into the metadata as `parity`, together with the facts.
+    Quantized modules become ONNX's own int8 operators, in the layout that ONNX Runtime fuses. The
+    file is run on the example, and on more rows of another length, and must answer as the model
+    does: logits within 0.1 % of the largest for float, 5 % for int8, where single values are
+    rounded the other way. What was found is written into the metadata as `parity`, together with
+    the facts.
 
-    example: gives the model's named inputs, each (rows, length)
+    example: gives the model's named inputs: tokens (rows, length), of any length in the file; or
+        pictures and other numbers (rows, ...), of the same size in the file
     facts: strings, and what JSON can say
     opset: ONNX operator set, 18 to 23; ONNX Runtime reads 20 from its version 1.17 on
     Raises ExportError where the file can't be made or answers otherwise; then nothing is written.
@@ -104,6 +106,11 @@ def _check_libraries() -> None:
 def _check_request(model: nn.Module, opset: int) -> None:
     if opset not in OPSETS:
         raise ExportError(f"opset is {opset}; it can be {OPSETS[0]} to {OPSETS[-1]}.")
+    if any(isinstance(module, InTraining) for module in model.modules()):
+        raise ExportError(
+            f"{type(model).__name__} is still in training for fewer bits; put quantize.int8_static "
+            f"before export.onnx."
+        )
     size = sum(each.numel() * each.element_size() for each in model.state_dict().values())
     if size > LIMIT:
         raise ExportError(
@@ -134,8 +141,11 @@ def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
 
     names = list(inputs)
     # Two rows of two tokens at least: a dimension of 1 would be taken for a constant.
-    traced = tuple(each.repeat(2, 2 if each.shape[1] == 1 else 1) for each in inputs.values())
-    free = tuple({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for _ in names)
+    traced = tuple(
+        each.repeat(2, *[2 if _has_length(each) and n == 1 else 1 for n in each.shape[1:]])
+        for each in inputs.values()
+    )
+    free = tuple(dict.fromkeys(range(1 + _has_length(e)), torch.export.Dim.DYNAMIC) for e in traced)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -159,6 +169,11 @@ def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
         ) from error
 
 
+def _has_length(tensor: Tensor) -> bool:
+    """Whether an input is tokens or their mask, of which there may be more or fewer."""
+    return tensor.dim() == 2 and not tensor.is_floating_point()
+
+
 def _reason(error: BaseException) -> str:
     """What went wrong at the bottom, in a line, without the advice that is stacked upon it."""
     while error.__cause__ is not None:
@@ -168,9 +183,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _unlike(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same inputs in another shape: more rows, each a token shorter."""
+    """The same inputs in another shape: more rows, each a token shorter if it is of tokens."""
     return {
-        name: each[:, : max(1, each.shape[1] - 1)].repeat(3, 1) for name, each in inputs.items()
+        name: (each[:, : max(1, each.shape[1] - 1)] if _has_length(each) else each).repeat(
+            3, *[1] * (each.dim() - 1)
+        )
+        for name, each in inputs.items()
     }
 
 
