@@ -1,7 +1,9 @@
 """Rounding after training against training for it, at 8 and 4 bits, on one convolutional network.
 
-    python benchmarks/precision.py [--steps 300] [--seeds 0 1 2]
-    python benchmarks/precision.py --cifar ../shared/data [--steps 200] [--test 2000]
+    python benchmarks/precision.py [--before 600] [--steps 300] [--seeds 0 1 2]
+    python benchmarks/precision.py --cifar ../shared/data [--test 2000]
+
+`before` are the steps of the float model, `steps` those after it was rounded.
 
 Without a folder: a residual network of width 4 on scikit-learn's digits, trained here. With one:
 ResNet-20 on CIFAR-10 as JPEG, from the weights in `cifar10-resnet`, first tuned to these pictures.
@@ -86,6 +88,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--cifar", type=Path)
     options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--before", type=int, default=600)
     options.add_argument("--test", type=int, default=10_000)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = options.parse_args()
@@ -93,7 +96,7 @@ def main() -> None:
     rows: dict[str, list[float]] = {}
     for seed in given.seeds:
         torch.manual_seed(seed)
-        model = begun(pictures, given.cifar, seed)
+        model = begun(pictures, given.cifar, given.before, seed)
         for name, score in scores(model, pictures, given.steps, seed):
             rows.setdefault(name, []).append(score)
             print(f"seed {seed}: {name} {score:.2f}", flush=True)
@@ -131,15 +134,15 @@ def cifar(folder: Path, test: int) -> Pictures:
     return Pictures(read("train", 20_000), read("test", test), True)
 
 
-def begun(pictures: Pictures, weights: Path | None, seed: int) -> nn.Module:
+def begun(pictures: Pictures, weights: Path | None, steps: int, seed: int) -> nn.Module:
     """The float model: trained from the start on digits, or tuned to CIFAR-10 as JPEG."""
     if weights is None:
-        return trained(Residual(1, width=4, channels=1), None, pictures, 600, 5e-3, seed)
+        return trained(Residual(1, width=4, channels=1), None, pictures, steps, 5e-3, seed)
     from safetensors.torch import load_file
 
     model = Residual(3)
     model.load_state_dict(load_file(weights / "cifar10-resnet" / "resnet20.safetensors"))
-    return trained(model, None, pictures, 300, 1e-3, seed)
+    return trained(model, None, pictures, steps, 1e-3, seed)
 
 
 def forward(model: nn.Module, batch: Batch, layers: tuple[str, ...] = ()) -> Knowledge:  # noqa: ARG001
