@@ -38,7 +38,7 @@ from attar.schooling import (
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
-from attar.types import Lesson
+from attar.types import InTraining, Lesson, Quantized
 
 
 def run(
@@ -90,13 +90,29 @@ def _rehearse(here: Setting) -> None:
     rehearse(quiet, models)
     list(baseline_arms(quiet, models.teacher, untaught))
     model = models.student
+    given = _in_short(_for_compressors(quiet, Book()))
     for step in here.plan.steps:
-        given = {"steps", "epochs"} & set(step.function.keywords)
-        if step.name == "distill" and len(given) != 1:
-            raise RecipeError("The step distill needs either `steps` or `epochs`.")
+        _check_step(step, model)
         if step.name != "distill" and not step.name.startswith("export."):
-            given_here = _in_short(_for_compressors(quiet, Book()))
-            model = ask(step.function, given_here | {"model": model})
+            model = ask(step.function, given | {"model": model})
+
+
+def _check_step(step: Piece, model: nn.Module) -> None:
+    """Whether a step can do anything with what the steps before it leave of the model."""
+    if step.name.startswith("export.") and any(isinstance(m, InTraining) for m in model.modules()):
+        raise RecipeError(
+            f"{step.name} would write a model that is still trained for few bits; put "
+            "quantize.int8_static before it."
+        )
+    if step.name != "distill":
+        return
+    if len({"steps", "epochs"} & set(step.function.keywords)) != 1:
+        raise RecipeError("The step distill needs either `steps` or `epochs`.")
+    if any(isinstance(m, Quantized) and not isinstance(m, InTraining) for m in model.modules()):
+        raise RecipeError(
+            "A distill step can't train integers: put it before the step that quantizes, or take "
+            "quantize.qat, distill and quantize.int8_static."
+        )
 
 
 def find_teacher(here: Setting, book: Book) -> nn.Module | None:

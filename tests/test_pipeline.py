@@ -207,6 +207,34 @@ def test_a_compressor_that_can_t_do_it_says_so_before_anything_is_trained(
     assert not (tmp_path / "out" / "arms").exists()
 
 
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        (["quantize.int8_dynamic", *SAID["steps"]], "can't train integers"),
+        (["quantize.qat", *SAID["steps"], "export.onnx"], "quantize.int8_static before it"),
+    ],
+)
+def test_an_order_that_leads_nowhere_is_refused_before_anything_is_trained(
+    said: dict[str, Any], steps: list[Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        run(read(said | LAYERS | {"steps": [*SAID["steps"], *steps]}), tmp_path / "out")
+    assert not (tmp_path / "out" / "arms").exists()
+
+
+def test_a_student_is_trained_for_few_bits_and_exported_as_it_was_trained(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    fewer: list[Any] = [{"quantize.qat": {"bits": 4}}, *SAID["steps"], "quantize.int8_static"]
+    report = run(
+        read(said | LAYERS | {"steps": [*SAID["steps"], *fewer, "export.onnx"]}), tmp_path / "out"
+    )
+    names = [row.name for row in report.rows if row.name.startswith("student")]
+    assert names[0] == "student"
+    assert names[-1] == "student-qat-distill-int8_static.onnx"
+    assert report.row(names[-1]).score is not None
+
+
 @pytest.mark.parametrize("teach", ["offline", "virtual", "self_ema", {"uncertain": {"share": 0.1}}])
 def test_hard_labels_are_the_teachers_whoever_teaches(
     said: dict[str, Any], teach: Any, tmp_path: Path
