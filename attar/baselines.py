@@ -29,6 +29,7 @@ class Arm:
     """One training of the student: on which part of the data, by which scheme, for which losses.
 
     needs_pool: whether it differs from another arm only where there are unlabelled texts
+    made: the compressors that the network came through before, with their options
     """
 
     name: str
@@ -36,6 +37,7 @@ class Arm:
     scheme: Scheme
     losses: tuple[distill.Term, ...] = field(default=())
     needs_pool: bool = False
+    made: tuple[Any, ...] = ()
 
 
 def labels_only(loss: Loss) -> Arm:

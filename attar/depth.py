@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from attar.errors import ModelError
+from attar.types import Sparse
 
 
 def blocks(model: nn.Module) -> list[str]:
@@ -71,16 +72,34 @@ def _rebuilt(model: Any, paths: list[str], chosen: Sequence[int]) -> nn.Module:
     if kinds is not None:
         config.layer_types = [kinds[n] for n in chosen]
     small = type(model)(config).to(device=model.device, dtype=model.dtype).train(model.training)
-    weights = _taken(model.state_dict(), paths[0].rpartition(".")[0], chosen)
+    stack = paths[0].rpartition(".")[0]
+    weights = _taken(model.state_dict(), stack, chosen)
     try:
         small.load_state_dict(weights)
     except RuntimeError as error:
-        raise ModelError(f"{name} can't stand on layers {list(chosen)} alone: {error}") from error
-    vars(small).update({k: deepcopy(v) for k, v in vars(model).items() if k == "tokenizer"})
-    return small  # type: ignore[no-any-return]
+        why = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{name} can't stand on layers {list(chosen)} alone: {why}") from error
+    renamed = _taken({f"{path}.zeros_stay": path for path in marked(model)}, stack, chosen)
+    return taking_after_(small, model, [name.removesuffix(".zeros_stay") for name in renamed])
 
 
-def _taken(weights: dict[str, Tensor], path: str, chosen: Sequence[int]) -> dict[str, Tensor]:
+def marked(model: nn.Module) -> list[str]:
+    """The paths of layers whose zeros are meant."""
+    return [path for path, module in model.named_modules() if isinstance(module, Sparse)]
+
+
+def taking_after_(fresh: nn.Module, model: nn.Module, sparse: Sequence[str]) -> nn.Module:
+    """Give a model built anew what the old one carries beside its weights.
+
+    sparse: the paths, in the new model, of layers whose zeros are meant
+    """
+    vars(fresh).update({k: deepcopy(v) for k, v in vars(model).items() if k == "tokenizer"})
+    for path in sparse:
+        vars(fresh.get_submodule(path))["zeros_stay"] = True
+    return fresh
+
+
+def _taken(weights: dict[str, Any], path: str, chosen: Sequence[int]) -> dict[str, Any]:
     """The weights without those of layers that are not chosen, the others renumbered."""
     taken = {}
     for name, weight in weights.items():

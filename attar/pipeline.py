@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
 from attar.casting import build_student, built, made, teacher_kept
+from attar.compressing import check_step, compressed, for_compressors, in_short, made_by
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, RecipeError
@@ -38,7 +38,7 @@ from attar.schooling import (
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
-from attar.types import InTraining, Lesson, Quantized
+from attar.types import Lesson
 
 
 def run(
@@ -87,32 +87,16 @@ def _rehearse(here: Setting) -> None:
             raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
-    rehearse(quiet, models)
     list(baseline_arms(quiet, models.teacher, untaught))
     model = models.student
-    given = _in_short(_for_compressors(quiet, Book()))
+    given = in_short(for_compressors(quiet, Book()))
     for step in here.plan.steps:
-        _check_step(step, model)
+        check_step(step, model)
+        if step.name == "distill":
+            taught = teaching(quiet, models.teacher, model, Book())
+            rehearse(quiet, replace(models, student=model, taught=taught))
         if step.name != "distill" and not step.name.startswith("export."):
             model = ask(step.function, given | {"model": model})
-
-
-def _check_step(step: Piece, model: nn.Module) -> None:
-    """Whether a step can do anything with what the steps before it leave of the model."""
-    if step.name.startswith("export.") and any(isinstance(m, InTraining) for m in model.modules()):
-        raise RecipeError(
-            f"{step.name} would write a model that is still trained for few bits; put "
-            "quantize.int8_static before it."
-        )
-    if step.name != "distill":
-        return
-    if len({"steps", "epochs"} & set(step.function.keywords)) != 1:
-        raise RecipeError("The step distill needs either `steps` or `epochs`.")
-    if any(isinstance(m, Quantized) and not isinstance(m, InTraining) for m in model.modules()):
-        raise RecipeError(
-            "A distill step can't train integers: put it before the step that quantizes, or take "
-            "quantize.qat, distill and quantize.int8_static."
-        )
 
 
 def find_teacher(here: Setting, book: Book) -> nn.Module | None:
@@ -168,9 +152,10 @@ def _student_of(here: Setting, recipe: str) -> nn.Module:
     student = build_student(there, teacher)
     taught = teaching(there, teacher, student, book)
     fill_store(there, teacher, taught, book)
-    step = next(step.function for step in there.plan.steps if step.name == "distill")
-    arm = Arm("student", "train", partial(lessons, there, teacher, taught), taught.terms)
-    return train_arm(there, arm, student, step, teacher, taught, book)
+    names = [step.name for step in there.plan.steps]
+    until = there.plan.steps[: names.index("distill") + 1]
+    there = replace(there, plan=replace(there.plan, steps=until))
+    return follow_steps(there, teacher, student, taught, book)[0][-1].model
 
 
 def _untrained(here: Setting, recipe: str) -> nn.Module:
@@ -214,34 +199,21 @@ def follow_steps(
             here.screen.say(f"{step.name} ...")
             model = compressed(here, step.function, model, book)
             name = f"{name}-{step.name.rpartition('.')[2]}"
-        elif begun is None:
-            begun = copy.deepcopy(model), all_steps(here)
-            model = _distilled(here, name, model, step.function, teacher, taught, book)
+        else:
+            begun = begun or (copy.deepcopy(model), all_steps(here))
+            if name != "student":  # by the layers that are left
+                name = f"{name}-distill"
+                taught = teaching(here, teacher, model, book)
+                fill_store(here, teacher, taught, book)
+            arm = Arm(name, "train", partial(lessons, here, teacher, taught), taught.terms)
+            arm = replace(arm, made=made_by(here.plan.steps[:number]))
+            model = train_arm(here, arm, copy.deepcopy(model), step.function, teacher, taught, book)
             knows = True
-        else:  # a repair, by the layers that are left
-            name = f"{name}-distill"
-            again = teaching(here, teacher, model, book)
-            fill_store(here, teacher, again, book)
-            model = _distilled(here, name, model, step.function, teacher, again, book)
         later = [each.name for each in here.plan.steps[number + 1 :]]
         if knows and not (emulated(model) and any(each.startswith("export.") for each in later)):
             entries.append(Entry(name, model, after=after))
             after = name
     return entries, begun
-
-
-def _distilled(
-    here: Setting,
-    name: str,
-    model: nn.Module,
-    step: partial[Any],
-    teacher: nn.Module | None,
-    taught: Teaching,
-    book: Book,
-) -> nn.Module:
-    """A copy of the model, trained as the step says."""
-    arm = Arm(name, "train", partial(lessons, here, teacher, taught), taught.terms)
-    return train_arm(here, arm, copy.deepcopy(model), step, teacher, taught, book)
 
 
 def all_steps(here: Setting) -> partial[Any]:
@@ -257,35 +229,6 @@ def _steps_of(here: Setting, step: partial[Any]) -> int:
     """How many optimizer steps a `distill` step takes."""
     epoch = len(here.task.batches("train", batch_size=chosen(step, "batch_size")))
     return int(chosen(step, "steps") or round((chosen(step, "epochs") or 0) * epoch))
-
-
-def compressed(here: Setting, step: partial[Any], model: nn.Module, book: Book) -> nn.Module:
-    """The model made smaller by one of the recipe's steps."""
-    return ask(step, _for_compressors(here, book) | {"model": model})  # type: ignore[no-any-return]
-
-
-def _for_compressors(here: Setting, book: Book) -> dict[str, Any]:
-    """What compressors may ask for beside the model."""
-    return {
-        "example": here.task.example,
-        "calibration": here.task.calibration,
-        "losses": here.task.losses,
-        "score": here.task.score,
-        "tell": book.tell,
-        "cut": partial(students.vocabulary.cut, texts=here.task.texts),
-    }
-
-
-def _in_short(given: dict[str, Any]) -> dict[str, Any]:
-    """The same with one batch of each, and a score that nobody takes: for a look ahead."""
-
-    def first(
-        batches: Callable[[nn.Module], Iterator[Any]],
-    ) -> Callable[[nn.Module], Iterator[Any]]:
-        return lambda model: islice(batches(model), 1)
-
-    short = {name: first(given[name]) for name in ("calibration", "losses")}
-    return given | short | {"score": lambda _: {"score": 0.0}}
 
 
 def _export(
@@ -350,6 +293,7 @@ def arm_folder(
     facts += [fingerprint(student), here.task.preprocessing(student), here.engine.precision]
     # Weights don't tell everything: heads and dropout leave their shapes as they are.
     facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
+    facts += [arm.made] * bool(arm.made)
     if arm.part == "train":
         facts += [said["teach"], *who_answers(here, teacher, taught)]
     return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
@@ -396,7 +340,10 @@ def train_baselines(
 ) -> list[Entry]:
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
-    for arm in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
+    names = [each.name for each in here.plan.steps]
+    made = made_by(here.plan.steps[: names.index("distill")])
+    for untold in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
+        arm = replace(untold, made=made)
         model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
         entries.append(Entry(arm.name, model))
     return entries

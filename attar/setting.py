@@ -55,7 +55,9 @@ class Book:
 
     def tell(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write down what a step found out, as a table for the report."""
-        self.tables[title] = [dict(row) for row in rows]
+        again = 1 + sum(told.partition(" (")[0] == title for told in self.tables)
+        name = title if again == 1 else f"{title} ({again})"
+        self.tables[name] = [dict(row) for row in rows]
 
     def note(self, name: str, curve: arms.Curve) -> None:
         """Write down how a training went."""

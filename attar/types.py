@@ -164,7 +164,7 @@ class Quantized(Protocol):
 class Sparse(Protocol):
     """A layer whose weights were pruned: those that are zero stay so when it is trained on."""
 
-    sparse: bool
+    zeros_stay: bool
     weight: nn.Parameter
 
 

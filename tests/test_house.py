@@ -32,7 +32,7 @@ GROUND = {
 ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export", "measure"}
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
-    *("screen", "setting", "casting", "schooling", "doctor", "forecast", "starter"),
+    *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
     *("lineage", "cards"),
 }
 
@@ -43,7 +43,7 @@ WORDS = {
     "resolve": {"errors"},
     "recipe": {"errors", "resolve"},
     "taps": {"errors", "types"},
-    "depth": {"errors"},
+    "depth": {"errors", "types"},
     "shapes": {"errors"},
     "store": {"errors", "types"},
     "engine": {"errors", "types"},

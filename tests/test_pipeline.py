@@ -171,7 +171,7 @@ def test_what_is_done_to_a_student_that_knows_nothing_yet_has_no_row(
 ) -> None:
     report = run(read(said | LAYERS | {"steps": [PRUNE, *SAID["steps"]]}), tmp_path / "out")
     names = [row.name for row in report.rows if row.name.startswith("student")]
-    assert names == ["student-structured"]
+    assert names == ["student-structured-distill"]
 
 
 def test_a_model_that_is_trained_already_is_compressed_and_exported_alone(

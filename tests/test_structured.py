@@ -27,11 +27,13 @@ from attar import measure, students
 from attar.compress import prune
 from attar.compress.prune import graph
 from attar.compress.prune.importance import columns
+from attar.compress.prune.layers import influences
 from attar.depth import blocks
 from attar.errors import ModelError
 from attar.resolve import ask, bind
 from attar.shapes import fit_
 from attar.tasks.text import classification
+from attar.types import Sparse
 
 IMPORTANCES = ("magnitude", "activation", "taylor")
 
@@ -391,3 +393,57 @@ def test_pieces_that_the_texts_never_use_go_and_the_answers_stay(base: Path) -> 
     for text in texts:
         asked = [each.tokenizer(text, return_tensors="pt") for each in (model, small)]
         assert torch.allclose(small(**asked[1]).logits, model(**asked[0]).logits, atol=1e-6)
+
+
+# Zeros
+
+
+@pytest.mark.parametrize("step", [{"prune.layers": {}}, {"prune.structured": {"ratio": 0.5}}])
+def test_zeros_that_are_meant_stay_meant_when_a_model_is_built_anew(step: dict[str, Any]) -> None:
+    sparse = prune.magnitude(MODELS["bert"](), ratio=0.5)
+    ((name, options),) = step.items()
+    function = {"prune.layers": prune.layers, "prune.structured": prune.structured}[name]
+    small = ask(bind(function, options), given(sparse))
+    linear = {path for path, each in small.named_modules() if isinstance(each, nn.Linear)}
+    assert {path for path, each in small.named_modules() if isinstance(each, Sparse)} == linear
+
+
+def test_a_ratio_that_takes_nothing_is_refused() -> None:
+    with pytest.raises(ModelError, match="Nothing of BertForSequenceClassification would go"):
+        structured(MODELS["bert"](), ratio=0.1, round_to=32)
+
+
+class Heard(nn.Module):
+    """A convolution whose channels an LSTM reads, and another whose channels a head reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 1)
+        self.lstm = nn.LSTM(8, 4, batch_first=True)
+        self.wide = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        seen = self.lstm(self.conv(signal).transpose(1, 2))[0].mean(1)
+        return self.head(torch.relu(self.wide(seen)))  # type: ignore[no-any-return]
+
+
+def test_channels_that_a_recurrent_layer_reads_are_left_alone() -> None:
+    model, inputs = Heard().eval(), {"signal": torch.randn(2, 4, 5)}
+    everything = given(model) | {
+        "example": lambda _: inputs,
+        "calibration": lambda _: iter([inputs]),
+    }
+    small = ask(bind(prune.structured, {"ratio": 0.5, "round_to": 1}), everything)
+    assert (small.conv.out_channels, small.wide.out_features) == (8, 4)
+
+
+def test_padding_has_no_say_in_a_layers_influence() -> None:
+    model = MODELS["bert"]().eval()
+    inputs = example(model)
+    more = {name: torch.nn.functional.pad(each, (0, 7)) for name, each in inputs.items()}
+    found = [
+        influences(model, blocks(model), lambda _, shown=shown: iter([shown]), 1)  # type: ignore[misc]
+        for shown in (inputs, more)
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)

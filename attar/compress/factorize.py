@@ -12,7 +12,7 @@ from attar.compress.choosing import chosen
 from attar.compress.placing import replace_
 from attar.compress.watching import moments
 from attar.errors import ModelError
-from attar.types import Calibration
+from attar.types import Calibration, Count
 
 DAMPING = 1e-3
 """What is added to the moments' diagonal, as a share of its mean: inputs may depend on each other,
@@ -25,7 +25,7 @@ def svd(
     *,
     ratio: float | None = None,
     energy: float | None = None,
-    batches: int = 16,
+    batches: Count = 16,
     exclude: list[str] | None = None,
 ) -> nn.Module:
     """Linear and 1x1 convolution layers as two thinner ones, by what their inputs make of them.
@@ -37,7 +37,7 @@ def svd(
     processors worse. A `transformers` folder can't hold such a model: export.onnx does.
 
     ratio: share of a layer's weights that the two may have, between 0 and 1; or
-    energy: share of the output's mean square that must be kept, from 0 to below 1
+    energy: share of the output's mean square that must be kept, above 0 and below 1
     batches: calibration batches to see inputs in
     exclude: paths of modules, with all that is in them, that stay whole; a classifier's last
         layer often should

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from attar.errors import ExportError
@@ -35,6 +37,7 @@ def transformers(model: nn.Module, path: str | Path) -> Path:
             f"{type(model).__name__} is no `transformers` model with a tokenizer; use "
             "export.safetensors or export.onnx."
         )
+    check_class(model)
     with _without_bars():
         try:
             model.save_pretrained(path)
@@ -55,6 +58,24 @@ def safetensors(
     path = Path(path)
     _check(model, path, "safetensors")
     return save(model, path)
+
+
+def check_class(model: nn.Module) -> None:
+    """Raises ExportError where a model has other layers than its class builds from its config.
+
+    `from_pretrained` would draw at random what it does not find.
+    """
+    kind: Any = type(model)
+    if not isinstance(model, _Pretrained):
+        return
+    with torch.device("meta"):
+        known = kind(deepcopy(model.config)).state_dict()
+    other = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    if other != {name: tuple(weight.shape) for name, weight in known.items()}:
+        raise ExportError(
+            f"{kind.__name__} has other layers than its class knows (factorize and smooth make "
+            "such), so no folder of it would load; use export.onnx."
+        )
 
 
 def _check(model: nn.Module, path: Path, form: str) -> None:

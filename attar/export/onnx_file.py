@@ -226,7 +226,7 @@ def _check_answers(difference: float, quantized: bool) -> None:
     tolerance = INT8_TOLERANCE if quantized else FLOAT_TOLERANCE
     # Said with `not`, so that a difference that is no number is refused too.
     if not difference <= tolerance:
-        advice = " If reduce_range is off, turn it on: not every processor can do without."
+        advice = " Where a step has reduce_range, turn it on: not every processor can do without."
         raise ExportError(
             f"The exported file answers otherwise than the model: its logits differ by up to "
             f"{difference:.1%} of the largest (allowed {tolerance:.1%}); nothing was written."

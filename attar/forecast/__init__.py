@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
 from attar.baselines import Arm
+from attar.compressing import compressed
 from attar.distill.loop import Watch
 from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
@@ -241,7 +242,7 @@ def _steps(look: _Look) -> Iterator[Stage]:
             yield Stage(step.name, EXPORT.get(step.name, 1.0), measure.size(model))
         else:
             start = time.perf_counter()
-            model = pipeline.compressed(here, step.function, copy.deepcopy(model), Book())
+            model = compressed(here, step.function, copy.deepcopy(model), Book())
             name = f"{name}-{step.name.rpartition('.')[2]}"
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:

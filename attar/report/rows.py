@@ -94,10 +94,11 @@ class Row:
     @property
     def role(self) -> Role:
         """The part this row plays, told from its name."""
-        if self.name == "student":
-            return "student"
         if self.name.startswith("teacher"):
             return "teacher"
+        steps = self.name.startswith("student-") and not self.name.endswith("-folder")
+        if self.name == "student" or (steps and "." not in self.name):
+            return "student"
         return "export" if self.name.startswith("student") or "." in self.name else "baseline"
 
 

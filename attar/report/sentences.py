@@ -28,7 +28,7 @@ def verdict(
     the noise rather than the gain.
     """
     named = {row.name: row for row in rows}
-    teacher, file, student = named.get("teacher"), best(rows), named.get("student")
+    teacher, file, student = named.get("teacher"), best(rows), trained(rows)
     sentences: list[str] = []
     if teacher and file:
         sentences += _size(teacher, file) + _latency(teacher, file, student, threads)
@@ -60,6 +60,12 @@ def best(rows: Sequence[Row]) -> Row | None:
     return min(exports, key=_weight, default=None)
 
 
+def trained(rows: Sequence[Row]) -> Row | None:
+    """The student once all its training is over: what baselines of as many steps compare with."""
+    names = [row for row in rows if row.name == "student" or row.name.endswith("-distill")]
+    return names[-1] if names else None
+
+
 def _weight(row: Row) -> tuple[float, float]:
     latency = row.percentile("p50")
     return (
@@ -71,7 +77,7 @@ def _weight(row: Row) -> tuple[float, float]:
 def gain(rows: Sequence[Row]) -> tuple[Row, Row, float] | None:
     """The student, the best arm without a teacher, and the student's score less that arm's."""
     named = {row.name: row for row in rows}
-    student = named.get("student")
+    student = trained(rows)
     arms = [named[name] for name in WITHOUT_TEACHER if name in named]
     scored = [(arm.score, arm) for arm in arms if arm.score is not None]
     if student is None or student.score is None or not scored:

@@ -119,11 +119,15 @@ def _called(model: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, Te
 
 
 def _worth(group: Any, by_layer: dict[nn.Module, Tensor]) -> Tensor | None:
-    """What the channels of a group are worth to all that read them."""
+    """What the channels of a group are worth to all that read them; None where none is judged.
+
+    Torch-Pruning leaves such a group alone: what a recurrent layer reads, for one.
+    """
     from torch_pruning.pruner import function
 
     readers = (function.prune_conv_in_channels, function.prune_linear_in_channels)
     total = torch.zeros(1 + max(max(each.root_idxs) for each in group))
+    judged = False
     for index, (dependency, places) in enumerate(group):
         worth = by_layer.get(dependency.target.module)
         if worth is not None and dependency.handler in readers:
@@ -131,7 +135,8 @@ def _worth(group: Any, by_layer: dict[nn.Module, Tensor]) -> Tensor | None:
             # Each layer by its own measure, so that one of large weights does not outvote others.
             share = worth[places].cpu() / worth.mean().clamp(min=torch.finfo(torch.float32).tiny)
             total.scatter_add_(0, roots, share)
-    return total
+            judged = True
+    return total if judged else None
 
 
 class _TooLong(Exception):

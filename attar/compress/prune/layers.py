@@ -55,13 +55,14 @@ def influences(
 ) -> list[float]:
     """How much each block changes what passes through it: 0 not at all, 1 into something else."""
     sums, counts = [0.0] * len(paths), [0] * len(paths)
+    mask: Tensor | None = None
 
     def listen(n: int, _: nn.Module, given: tuple[Any, ...], named: Any, output: Any) -> None:
         before = given[0] if given else next(iter(named.values()))
         after = first_tensor(output)
         if after is None or before.shape != after.shape:
             raise ModelError(f"{paths[n]} changes the shape of its input, so it can't be left out.")
-        turned = 1 - F.cosine_similarity(_rows(before), _rows(after), dim=-1)
+        turned = 1 - F.cosine_similarity(_rows(before, mask), _rows(after, mask), dim=-1)
         sums[n] += float(turned.sum())
         counts[n] += len(turned)
 
@@ -71,12 +72,15 @@ def influences(
             block = model.get_submodule(path)
             hooks.callback(block.register_forward_hook(hear, with_kwargs=True).remove)
         for inputs in islice(calibration(model), batches):
+            mask = inputs.get("attention_mask")
             model(**inputs)
     return [total / max(1, count) for total, count in zip(sums, counts, strict=True)]
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """(rows, ..., width) as tokens; a map's places are its tokens."""
+def _rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """(rows, ..., width) as real tokens; a map's places are its tokens."""
+    if mask is not None and tensor.shape[:2] == mask.shape:
+        return tensor[mask.bool()].float()
     if tensor.dim() == 4:
         tensor = tensor.movedim(1, -1)
     return tensor.float().flatten(0, -2)

@@ -168,4 +168,4 @@ def _zero_(layer: nn.Module, drop: Tensor) -> None:
 
 def mark_(layer: nn.Module) -> None:
     """Say of a layer that its zeros are meant, so that training leaves them (`types.Sparse`)."""
-    vars(layer)["sparse"] = True
+    vars(layer)["zeros_stay"] = True

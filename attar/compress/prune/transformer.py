@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attar.compress.prune.blocks import Attention, FeedForward, attentions, feed_forwards
 from attar.compress.prune.importance import Importance, columns
+from attar.depth import marked, taking_after_
 from attar.errors import ModelError
 from attar.types import Calibration, Losses
 
@@ -73,6 +74,11 @@ def cut(
         size = blocks.hidden(sizes, ratios["hidden"], round_to)
         hidden = total.topk(size).indices.sort().values
         sizes["hidden_size"] = size
+    if any(ratios.values()) and all(sizes[name] == blocks.config.get(name) for name in sizes):
+        raise ModelError(
+            f"Nothing of {type(model).__name__} would go: what stays is a multiple of {round_to} "
+            "(`round_to`), and heads go whole. Take a larger ratio or a smaller `round_to`."
+        )
     return _rebuilt(model, sizes, kept, hidden)
 
 
@@ -188,5 +194,4 @@ def _rebuilt(model: Any, sizes: Mapping[str, int], kept: Kept, hidden: Tensor | 
             f"{type(model).__name__} can't be built with {dict(sizes)}: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
-    vars(fresh).update({k: deepcopy(v) for k, v in vars(model).items() if k == "tokenizer"})
-    return fresh  # type: ignore[no-any-return]
+    return taking_after_(fresh, model, marked(model))

@@ -17,7 +17,7 @@ from attar.compress.quantize.dynamic import int8_dynamic
 from attar.compress.quantize.halves import bf16, fp16
 from attar.compress.quantize.weight import int4_weight
 from attar.errors import ModelError, nearest
-from attar.types import Calibration, Score, Tell
+from attar.types import Calibration, Count, Score, Tell
 
 DROP = 0.01
 """The loss of score that is allowed where no bound is said."""
@@ -45,7 +45,7 @@ def mixed(
     drop: float | None = None,
     size: int | None = None,
     candidates: tuple[Candidate, ...] = ("int8_dynamic", "int4_weight"),
-    batches: int = 8,
+    batches: Count = 8,
     exclude: list[str] | None = None,
 ) -> nn.Module:
     """Few bits where they harm little and more where they harm much, within a drop or a size.

@@ -17,7 +17,7 @@ from attar.compress.placing import replace_
 from attar.compress.watching import watch
 from attar.errors import ModelError
 from attar.taps import evaluating
-from attar.types import Calibration, Example
+from attar.types import Calibration, Count, Example
 
 WHAT = "norm or linear layer that directly feeds a linear layer left to smooth"
 
@@ -31,7 +31,7 @@ def smooth(
     calibration: Calibration,
     *,
     alpha: float = 0.5,
-    batches: int = 8,
+    batches: Count = 8,
     exclude: list[str] | None = None,
 ) -> nn.Module:
     """Divide what goes into linear layers by a scale for each input, and multiply the weights.

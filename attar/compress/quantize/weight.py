@@ -16,7 +16,7 @@ from attar.compress.quantize.dynamic import Int8Embedding
 from attar.compress.quantize.rounding import Codes, awq, gptq, nearest
 from attar.compress.watching import moments
 from attar.errors import ModelError
-from attar.types import Calibration
+from attar.types import Bits, Calibration, Count
 
 GROUPS = (16, 32, 64, 128, 256)
 """The group sizes that ONNX Runtime multiplies."""
@@ -31,10 +31,10 @@ def int4_weight(
     model: nn.Module,
     calibration: Calibration,
     *,
-    bits: int = 4,
+    bits: Bits = 4,
     group: int = 32,
     how: How = "gptq",
-    batches: int = 8,
+    batches: Count = 8,
     embeddings: bool = True,
     exclude: list[str] | None = None,
 ) -> nn.Module:

@@ -1,0 +1,83 @@
+"""The recipe's compressors: what they are given, and what may stand before and behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from attar import export, students
+from attar.errors import RecipeError
+from attar.recipe import Piece
+from attar.resolve import ask
+from attar.setting import Book, Setting
+from attar.types import InTraining, Quantized
+
+
+def compressed(here: Setting, step: partial[Any], model: nn.Module, book: Book) -> nn.Module:
+    """The model made smaller by one of the recipe's steps."""
+    # On the processor: measuring there gives the same on every machine, and after an interruption.
+    given = for_compressors(here, book) | {"model": model.cpu()}
+    return ask(step, given)  # type: ignore[no-any-return]
+
+
+def for_compressors(here: Setting, book: Book) -> dict[str, Any]:
+    """What compressors may ask for beside the model."""
+    return {
+        "example": here.task.example,
+        "calibration": here.task.calibration,
+        "losses": here.task.losses,
+        "score": here.task.score,
+        "tell": book.tell,
+        "cut": partial(students.vocabulary.cut, texts=here.task.texts),
+    }
+
+
+def in_short(given: dict[str, Any]) -> dict[str, Any]:
+    """The same with one batch of each, and a score that nobody takes: for a look ahead."""
+
+    def first(
+        batches: Callable[[nn.Module], Iterator[Any]],
+    ) -> Callable[[nn.Module], Iterator[Any]]:
+        return lambda model: islice(batches(model), 1)
+
+    short = {name: first(given[name]) for name in ("calibration", "losses")}
+    return given | short | {"score": lambda _: {"score": 0.0}}
+
+
+def check_step(step: Piece, model: nn.Module) -> None:
+    """Whether a step can do anything with what the steps before it leave of the model."""
+    if step.name.startswith("export.") and any(isinstance(m, InTraining) for m in model.modules()):
+        raise RecipeError(
+            f"{step.name} would write a model that is still trained for few bits; put "
+            "quantize.int8_static before it."
+        )
+    if step.name == "export.transformers":
+        export.folder.check_class(model)
+    if step.name != "distill":
+        return
+    if len({"steps", "epochs"} & set(step.function.keywords)) != 1:
+        raise RecipeError("The step distill needs either `steps` or `epochs`.")
+    if any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters()):
+        raise RecipeError(
+            "A distill step can't train weights of 16 bits; put it before the step that rounds."
+        )
+    if any(isinstance(m, Quantized) and not isinstance(m, InTraining) for m in model.modules()):
+        raise RecipeError(
+            "A distill step can't train integers: put it before the step that quantizes, or take "
+            "quantize.qat, distill and quantize.int8_static."
+        )
+
+
+def made_by(steps: Sequence[Piece]) -> tuple[Any, ...]:
+    """What compressors did to a network before it is trained, which its weights need not tell."""
+    inside = [each for each in steps if each.name != "distill"]
+    return tuple(
+        (each.name, each.function.keywords)
+        for each in inside
+        if not each.name.startswith("export.")
+    )
