@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from zoo import CLASSES, MODELS, WORDS, Mlp, answer, bert, example
 
 from attar import export, measure, students
@@ -148,3 +149,18 @@ def test_a_folder_of_a_student_of_attar_is_half_as_large(tmp_path: Path, base: P
     assert measure.size(model, folder) < measure.size(model) / 2 + 2000
     with torch.no_grad():
         assert torch.allclose(answer(students.load(folder), example(model)), answer(small))
+
+
+def test_a_recurrent_layer_takes_packed_sequences_states_and_names() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+        def forward(self, signal: torch.Tensor) -> torch.Tensor:
+            packed = pack_padded_sequence(signal, torch.tensor([5, 2]), batch_first=True)
+            state = (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+            return torch.cat([self.lstm(packed, state)[1][0], self.lstm(input=signal)[1][0]])
+
+    model, signal = Packed().eval(), torch.randn(2, 5, 4)
+    assert torch.allclose(quantize.fp16(model)(signal), model(signal), atol=2e-3)

@@ -89,9 +89,11 @@ def moments(
 
 
 def inputs_of(layer: nn.Module) -> int:
-    """How many inputs a linear or a 1x1 convolution layer takes."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer.weight.shape[1]
+    """How many inputs a linear or convolution layer takes."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    return layer.in_channels
 
 
 def _portions(layers: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:

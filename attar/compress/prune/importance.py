@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attar.compress.watching import watch
+from attar.compress.watching import inputs_of, watch
 from attar.errors import ModelError
 from attar.taps import evaluating
 from attar.types import Calibration, Losses
@@ -54,7 +54,7 @@ def mean_squares(
 
     Raises ModelError for a layer that no batch ever reached.
     """
-    sums = {layer: torch.zeros(inputs_to(layer)) for layer in layers.values()}
+    sums = {layer: torch.zeros(inputs_of(layer)) for layer in layers.values()}
     counts = dict.fromkeys(sums, 0)
 
     def see(layer: nn.Module, rows: Tensor) -> None:
@@ -70,11 +70,6 @@ def mean_squares(
     return {path: sums[layer] / counts[layer] for path, layer in layers.items()}
 
 
-def inputs_to(layer: nn.Module) -> int:
-    """How many inputs a linear or convolution layer has."""
-    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
-
-
 def _gates(
     model: nn.Module, layers: dict[str, nn.Module], losses: Losses, batches: int
 ) -> dict[str, Tensor]:
@@ -83,7 +78,7 @@ def _gates(
     wanted = [weight.requires_grad for weight in weights.values()]
     for weight in weights.values():
         weight.requires_grad_(True)
-    found = {path: torch.zeros(inputs_to(layer)) for path, layer in layers.items()}
+    found = {path: torch.zeros(inputs_of(layer)) for path, layer in layers.items()}
     count = 0
     with evaluating(model):
         for loss in islice(losses(model), batches):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attar.compress.choosing import chosen
 from attar.compress.placing import replace_
+from attar.compress.quantize.grids import positive, scale_and_zero
 
 
 def int8_dynamic(
@@ -46,10 +47,6 @@ def _int8(layer: nn.Module, reduce_range: bool) -> nn.Module:
     return Int8Linear(layer, 64 if reduce_range else 127)
 
 
-def _positive(scale: Tensor) -> Tensor:
-    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
-
-
 class Int8Linear(nn.Module):
     """A linear layer with int8 weights per output channel and dynamically quantized input.
 
@@ -66,7 +63,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().T
         # ONNX Runtime's symmetric scale: the largest weight of each output channel is `most`.
-        scale = _positive(weight.abs().amax(0) / most)
+        scale = positive(weight.abs().amax(0) / most)
         values = torch.round(weight / scale).clamp(-most, most)
         self.register_buffer("weight", values.to(torch.int8).contiguous())
         self.register_buffer("scale", scale)
@@ -78,7 +75,7 @@ class Int8Linear(nn.Module):
             scaled = self._as_onnx(inputs)
         else:
             low, high = inputs.amin().clamp(max=0), inputs.amax().clamp(min=0)
-            step = _positive((high - low) / 255)
+            step = positive((high - low) / 255)
             zero = torch.round(-low / step)
             seen = (torch.round(inputs / step) + zero).clamp(0, 255)
             scaled = ((seen - zero) @ self.weight.to(inputs.dtype)) * (step * self.scale)
@@ -126,9 +123,7 @@ class Int8Embedding(nn.Module):
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         table = embedding.weight.detach()
-        low, high = table.amin().clamp(max=0), table.amax().clamp(min=0)
-        scale = _positive((high - low) / 255)
-        zero = torch.round(-low / scale)
+        scale, zero = scale_and_zero(table.amin(), table.amax())
         values = (torch.round(table / scale) + zero).clamp(0, 255)
         self.register_buffer("weight", values.to(torch.uint8))
         self.register_buffer("scale", scale)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from attar.taps import evaluating
+
 
 @dataclass(frozen=True)
 class Call:
@@ -122,14 +124,9 @@ class _Watching(TorchFunctionMode):
 @torch.no_grad()
 def watched(model: nn.Module, inputs: Mapping[str, Tensor]) -> Flow:
     """The flow of one answer of a model, in eval mode; the model's mode is put back."""
-    training = {module: module.training for module in model.modules()}
     watching = _Watching()
-    try:
-        with _visited(model.eval(), watching), watching:
-            output = model(**inputs)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), _visited(model, watching), watching:
+        output = model(**inputs)
     flow = watching.flow
     flow.read(watching.values(output), len(flow.calls))
     return flow

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
 
 from attar.compress.choosing import chosen
 from attar.compress.placing import replace_
@@ -66,6 +67,15 @@ def _cast(weight: Tensor, dtype: torch.dtype, path: str) -> Tensor:
     return small
 
 
+def _in_32(given: Any) -> Any:
+    """What is given to a layer, its floating numbers in 32 bits."""
+    if isinstance(given, PackedSequence):
+        return given.float()
+    if isinstance(given, tuple):
+        return tuple(_in_32(each) for each in given)
+    return given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
+
+
 class Halved(nn.Module):
     """A layer that keeps its weights in 16 bits, by the names they had, and computes in 32."""
 
@@ -78,11 +88,11 @@ class Halved(nn.Module):
         if isinstance(layer, nn.RNNBase):
             self.hidden_size = layer.hidden_size
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the layer gives with these weights."""
         # Some models cast their inputs to the type that the weights have.
-        whole = tuple(each.float() if each.is_floating_point() else each for each in inputs)
-        return functional_call(self._layer[0], self._whole(), whole)
+        whole = {name: _in_32(each) for name, each in named.items()}
+        return functional_call(self._layer[0], self._whole(), _in_32(inputs), whole)
 
     @property
     def all_weights(self) -> list[list[Tensor]]:

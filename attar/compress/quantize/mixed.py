@@ -64,7 +64,7 @@ def mixed(
     batches: calibration batches to measure harm on
     exclude: paths of modules, with all that is in them, that stay as they are
     Returns a copy. Raises ModelError for a path that names nothing, where nothing is left, and
-    where a bound can't be met.
+    where `size` can't be met; where `drop` can't be, all layers stay as they are.
     """
     small = deepcopy(model).eval()
     twins: dict[str, Mapping[nn.Module, nn.Module]] = {
