@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
 from attar.casting import build_student, built, made, teacher_kept
 from attar.compressing import check_step, compressed, for_compressors, in_short, made_by
+from attar.distill import Term
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, RecipeError
@@ -201,12 +203,12 @@ def follow_steps(
             name = f"{name}-{step.name.rpartition('.')[2]}"
         else:
             begun = begun or (copy.deepcopy(model), all_steps(here))
-            if name != "student":  # by the layers that are left
-                name = f"{name}-distill"
+            if made_by(here.plan.steps[:number]):  # by the layers that are left
                 taught = teaching(here, teacher, model, book)
                 fill_store(here, teacher, taught, book)
-            arm = Arm(name, "train", partial(lessons, here, teacher, taught), taught.terms)
-            arm = replace(arm, made=made_by(here.plan.steps[:number]))
+            scheme = partial(lessons, here, teacher, taught)
+            arm = student_arm(here, number, name, scheme, taught.terms)
+            name = arm.name
             model = train_arm(here, arm, copy.deepcopy(model), step.function, teacher, taught, book)
             knows = True
         later = [each.name for each in here.plan.steps[number + 1 :]]
@@ -214,6 +216,15 @@ def follow_steps(
             entries.append(Entry(name, model, after=after))
             after = name
     return entries, begun
+
+
+def student_arm(
+    here: Setting, number: int, name: str, scheme: Scheme, terms: tuple[Term, ...]
+) -> Arm:
+    """How one of the recipe's steps trains the student; a repair has a name of its own."""
+    before = here.plan.steps[:number]
+    first = name == "student" and all(step.name != "distill" for step in before)
+    return Arm(name if first else f"{name}-distill", "train", scheme, terms, made=made_by(before))
 
 
 def all_steps(here: Setting) -> partial[Any]:
@@ -340,10 +351,7 @@ def train_baselines(
 ) -> list[Entry]:
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
-    names = [each.name for each in here.plan.steps]
-    made = made_by(here.plan.steps[: names.index("distill")])
-    for untold in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
-        arm = replace(untold, made=made)
+    for arm in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
         model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
         entries.append(Entry(arm.name, model))
     return entries
@@ -351,6 +359,8 @@ def train_baselines(
 
 def baseline_arms(here: Setting, teacher: nn.Module | None, scheme: Scheme) -> Iterator[Arm]:
     """The recipe's baselines, but those that would only repeat another on this data."""
+    before = takewhile(lambda step: step.name != "distill", here.plan.steps)
+    made = made_by(tuple(before))
     for choice in here.plan.baselines:
         arm: Arm = ask(choice.function, {"loss": here.task.loss, "scheme": scheme})
         if arm.needs_pool and not here.task.has_pool:
@@ -358,4 +368,4 @@ def baseline_arms(here: Setting, teacher: nn.Module | None, scheme: Scheme) -> I
             continue
         if arm.needs_pool and teacher is None and not answers_at_hand(here):
             raise RecipeError(f"The baseline {arm.name} needs a teacher: add the key teacher.")
-        yield arm
+        yield replace(arm, made=made)

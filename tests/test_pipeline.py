@@ -19,6 +19,7 @@ from attar.baselines import Arm
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
+from attar.forecast import forecast
 from attar.pipeline import arm_folder, baseline_arms, cast, run
 from attar.recipe import read
 from attar.schooling import asking, lessons, teachers_answers
@@ -172,6 +173,30 @@ def test_what_is_done_to_a_student_that_knows_nothing_yet_has_no_row(
     report = run(read(said | LAYERS | {"steps": [PRUNE, *SAID["steps"]]}), tmp_path / "out")
     names = [row.name for row in report.rows if row.name.startswith("student")]
     assert names == ["student-structured-distill"]
+
+
+def test_two_trainings_in_a_row_have_each_a_row(said: dict[str, Any], tmp_path: Path) -> None:
+    report = run(read(said | LAYERS | {"steps": [*SAID["steps"] * 2]}), tmp_path / "out")
+    names = [row.name for row in report.rows if row.name.startswith("student")]
+    assert names == ["student", "student-distill"]
+
+
+def test_a_look_ahead_finds_trainings_behind_a_compressor_done(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = read(said | LAYERS | {"steps": [PRUNE, *SAID["steps"]]})
+    run(recipe, tmp_path / "out")
+    stages = forecast(begin(recipe, tmp_path / "out")).stages
+    done = {stage.name for stage in stages if stage.done}
+    assert {"teacher", "student-structured-distill", "label_smoothing"} <= done
+
+
+def test_layers_are_paired_with_those_that_are_left(said: dict[str, Any], tmp_path: Path) -> None:
+    steps = ["prune.layers", *SAID["steps"]]
+    features = ["response.kl", {"feature.mse": {"layers": "auto"}}]
+    student = {"student": {"layers": {"keep": 4}}, "losses": features, "steps": steps}
+    report = run(read(said | LAYERS | student), tmp_path / "out")
+    assert "student-layers-distill" in [row.name for row in report.rows]
 
 
 def test_a_model_that_is_trained_already_is_compressed_and_exported_alone(

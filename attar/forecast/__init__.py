@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, islice
 from tempfile import TemporaryDirectory
@@ -18,12 +18,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
 from attar.baselines import Arm
-from attar.compressing import compressed
+from attar.compressing import compressed, made_by
 from attar.distill.loop import Watch
 from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
 from attar.measure.comparing import answer
 from attar.resolve import ask, chosen
+from attar.screen import Silent
 from attar.setting import Book, Cast, Setting
 from attar.types import Batch, Lesson
 
@@ -231,13 +232,18 @@ def _knowledge(look: _Look) -> Stage:
 def _steps(look: _Look) -> Iterator[Stage]:
     """The recipe's steps in their order, and the baselines."""
     here, cast = look.here, look.cast
-    scheme = partial(_lessons, here, cast)
     model, name, begun = cast.student, "student", None
-    for step in here.plan.steps:
+    for number, step in enumerate(here.plan.steps):
         if step.name == "distill":
-            name = name if begun is None else f"{name}-distill"
             begun = begun or (model, pipeline.all_steps(here))
-            yield _arm(look, Arm(name, "train", scheme, cast.taught.terms), model, step.function)
+            if made_by(here.plan.steps[:number]):  # by the layers that are left
+                quiet = replace(here, screen=Silent())
+                cast = replace(cast, taught=schooling.teaching(quiet, cast.teacher, model, Book()))
+                look = replace(look, cast=cast)
+            scheme, terms = partial(_lessons, here, cast), cast.taught.terms
+            arm = pipeline.student_arm(here, number, name, scheme, terms)
+            name = arm.name
+            yield _arm(look, arm, model, step.function)
         elif step.name.startswith("export."):
             yield Stage(step.name, EXPORT.get(step.name, 1.0), measure.size(model))
         else:
@@ -246,7 +252,7 @@ def _steps(look: _Look) -> Iterator[Stage]:
             name = f"{name}-{step.name.rpartition('.')[2]}"
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:
-        for arm in pipeline.baseline_arms(here, cast.teacher, scheme):
+        for arm in pipeline.baseline_arms(here, cast.teacher, partial(_lessons, here, cast)):
             yield _arm(look, arm, *begun)
 
 

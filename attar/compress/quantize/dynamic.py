@@ -74,9 +74,7 @@ class Int8Linear(nn.Module):
         if torch.onnx.is_in_onnx_export():
             scaled = self._as_onnx(inputs)
         else:
-            low, high = inputs.amin().clamp(max=0), inputs.amax().clamp(min=0)
-            step = positive((high - low) / 255)
-            zero = torch.round(-low / step)
+            step, zero = scale_and_zero(inputs.amin(), inputs.amax())
             seen = (torch.round(inputs / step) + zero).clamp(0, 255)
             scaled = ((seen - zero) @ self.weight.to(inputs.dtype)) * (step * self.scale)
         return scaled if self.bias is None else scaled + self.bias
