@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 from transformers.utils import logging as transformers_logging
+from zoo import Mlp
 
 from attar import export, students
 from attar.compress import quantize
@@ -39,26 +40,11 @@ IDS = torch.tensor([[2, 5, 6, 8, 9, 3]])
 INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 
 
-class Mlp(nn.Module):
-    """The mean of the embeddings, two linear layers."""
-
-    def __init__(self, classes: int = 3, width: int = 16) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(10, 8)
-        self.hidden = nn.Linear(8, width)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        seen = (self.embedding(input_ids) * attention_mask.unsqueeze(-1)).mean(1)
-        logits: Tensor = self.head(torch.relu(self.hidden(seen)))
-        return logits
-
-
 class Tied(Mlp):
     """Scores its words with its own embeddings."""
 
     def __init__(self) -> None:
-        super().__init__(width=8)
+        super().__init__(width=8, words=10)
         self.head = nn.Linear(8, 10, bias=False)
         self.head.weight = self.embedding.weight
 

@@ -31,9 +31,9 @@ SIDE = 8
 class Mlp(nn.Module):
     """The mean of the embeddings, two linear layers."""
 
-    def __init__(self, classes: int = 3, width: int = 16) -> None:
+    def __init__(self, classes: int = 3, width: int = 16, words: int = WORDS) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(WORDS, 8)
+        self.embedding = nn.Embedding(words, 8)
         self.hidden = nn.Linear(8, width)
         self.head = nn.Linear(width, classes)
 
