@@ -47,18 +47,18 @@ class Pictures:
     test: tuple[Tensor, Tensor]
     mirrored: bool
 
-    def batches(self, steps: int, seed: int) -> Iterator[Batch]:
+    def batches(self, steps: int, seed: int, size: int = ROWS) -> Iterator[Batch]:
         """Batches drawn at random; each picture is shifted by up to an eighth of its side."""
         chance = torch.Generator().manual_seed(seed)
         pictures, labels = self.train
         side = pictures.shape[-1]
         reach = side // 8
         for _ in range(steps):
-            rows = torch.randint(len(labels), (ROWS,), generator=chance)
-            mirror = self.mirrored & (torch.rand(ROWS, 1, 1, 1, generator=chance) < 0.5)
+            rows = torch.randint(len(labels), (size,), generator=chance)
+            mirror = self.mirrored & (torch.rand(size, 1, 1, 1, generator=chance) < 0.5)
             seen = torch.where(mirror, pictures[rows].flip(3), pictures[rows])
             padded = F.pad(seen, [reach] * 4, mode="replicate")
-            starts = torch.randint(2 * reach + 1, (ROWS, 2), generator=chance).tolist()
+            starts = torch.randint(2 * reach + 1, (size, 2), generator=chance).tolist()
             shifted = [
                 each[:, down : down + side, right : right + side]
                 for each, (down, right) in zip(padded, starts, strict=True)
@@ -73,6 +73,11 @@ class Pictures:
         """The training pictures in their order."""
         for rows in self.train[0].split(ROWS):
             yield {"pixel_values": rows}
+
+    def losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """What a model loses on the training pictures, batch by batch in their order."""
+        for seen, labels in zip(*(each.split(ROWS) for each in self.train), strict=True):
+            yield F.cross_entropy(model(seen), labels)
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
@@ -92,7 +97,7 @@ def main() -> None:
     options.add_argument("--test", type=int, default=10_000)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = options.parse_args()
-    pictures = digits() if given.cifar is None else cifar(given.cifar / "cifar10", given.test)
+    pictures = digits() if given.cifar is None else cifar(given.cifar, 20_000, given.test)
     rows: dict[str, list[float]] = {}
     for seed in given.seeds:
         torch.manual_seed(seed)
@@ -115,12 +120,12 @@ def digits() -> Pictures:
     return Pictures((pictures[train], labels[train]), (pictures[test], labels[test]), False)
 
 
-def cifar(folder: Path, test: int) -> Pictures:
-    """CIFAR-10 as JPEG: 20,000 pictures to train and some to test with."""
+def cifar(data: Path, train: int, test: int) -> Pictures:
+    """CIFAR-10 as JPEG: so many pictures to train and to test with."""
     from PIL import Image
 
     def read(part: str, count: int) -> tuple[Tensor, Tensor]:
-        file = np.load(folder / f"{part}.npz")
+        file = np.load(data / "cifar10" / f"{part}.npz")
         blob, at = file["blob"], file["offsets"]
         pictures = [
             np.asarray(Image.open(io.BytesIO(blob[at[n] : at[n + 1]].tobytes())).convert("RGB"))
@@ -131,7 +136,7 @@ def cifar(folder: Path, test: int) -> Pictures:
         labels = torch.from_numpy(file["labels"][:count].astype(np.int64))
         return torch.from_numpy(seen.astype(np.float32)).permute(0, 3, 1, 2).contiguous(), labels
 
-    return Pictures(read("train", 20_000), read("test", test), True)
+    return Pictures(read("train", train), read("test", test), True)
 
 
 def begun(pictures: Pictures, weights: Path | None, steps: int, seed: int) -> nn.Module:
