@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -16,6 +17,9 @@ from attar.recipe import Piece
 from attar.resolve import ask
 from attar.setting import Book, Setting
 from attar.types import InTraining, Quantized
+
+REPEATED = re.compile(r"((?:-\w+)+?)(?:-x(\d+))?\1$")
+"""The end of a name whose last words are those before them, counted or not."""
 
 
 def compressed(here: Setting, step: partial[Any], model: nn.Module, book: Book) -> nn.Module:
@@ -71,6 +75,15 @@ def check_step(step: Piece, model: nn.Module) -> None:
             "A distill step can't train integers: put it before the step that quantizes, or take "
             "quantize.qat, distill and quantize.int8_static."
         )
+
+
+def called(name: str, step: str) -> str:
+    """The name of what a step makes; what was done before in the same order is counted instead.
+
+    `student-magnitude-distill` becomes, by the same two steps, `student-magnitude-distill-x2`.
+    """
+    said = f"{name}-{step.rpartition('.')[2]}"
+    return REPEATED.sub(lambda found: f"{found[1]}-x{int(found[2] or 1) + 1}", said)
 
 
 def made_by(steps: Sequence[Piece]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from torch import nn
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
 from attar.casting import build_student, built, made, teacher_kept
-from attar.compressing import check_step, compressed, for_compressors, in_short, made_by
+from attar.compressing import called, check_step, compressed, for_compressors, in_short, made_by
 from attar.distill import Term
 from attar.distill.loop import Watch
 from attar.engine import local
@@ -200,7 +200,7 @@ def follow_steps(
         if step.name != "distill":
             here.screen.say(f"{step.name} ...")
             model = compressed(here, step.function, model, book)
-            name = f"{name}-{step.name.rpartition('.')[2]}"
+            name = called(name, step.name)
         else:
             begun = begun or (copy.deepcopy(model), all_steps(here))
             if made_by(here.plan.steps[:number]):  # by the layers that are left
@@ -224,7 +224,8 @@ def student_arm(
     """How one of the recipe's steps trains the student; a repair has a name of its own."""
     before = here.plan.steps[:number]
     first = name == "student" and all(step.name != "distill" for step in before)
-    return Arm(name if first else f"{name}-distill", "train", scheme, terms, made=made_by(before))
+    title = name if first else called(name, "distill")
+    return Arm(title, "train", scheme, terms, made=made_by(before))
 
 
 def all_steps(here: Setting) -> partial[Any]:

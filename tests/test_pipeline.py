@@ -199,6 +199,31 @@ def test_layers_are_paired_with_those_that_are_left(said: dict[str, Any], tmp_pa
     assert "student-layers-distill" in [row.name for row in report.rows]
 
 
+def test_a_student_pruned_little_by_little_keeps_its_zeros_and_tells_each_round(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    steps = [
+        {
+            "repeat": {
+                "times": 2,
+                "steps": [
+                    {"prune.magnitude": {"ratio": {"linear": {"end": 0.6}}}},
+                    {"distill": {"steps": 4}},
+                ],
+            }
+        },
+        "export.onnx",
+    ]
+    measured = {"steps": steps, "measure": ["score", "parameters", "nonzero"]}
+    report = run(read(said | measured), tmp_path / "out")
+    rows = {row.name: row for row in report.rows}
+    ends = ["student-magnitude-distill", "student-magnitude-distill-x2"]
+    zeros = [1 - rows[name].nonzero / rows[name].parameters for name in ends]
+    assert 0 < zeros[0] < zeros[1]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "(its steps: prune.magnitude, distill, export.onnx)" in card
+
+
 def test_a_model_that_is_trained_already_is_compressed_and_exported_alone(
     said: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -25,6 +25,14 @@ def cosine(progress: float, *, start: float = 0.0, end: float = 1.0) -> float:
     return linear((1 - math.cos(math.pi * progress)) / 2, start=start, end=end)
 
 
+def cubic(progress: float, *, start: float = 0.0, end: float = 1.0) -> float:
+    """From `start` to `end`, fast at first and slower and slower: for the share that is pruned.
+
+    Source: Zhu and Gupta, To prune, or not to prune, 2017, equation 1.
+    """
+    return end + (start - end) * (1 - progress) ** 3
+
+
 def step(progress: float, *, start: float = 0.0, end: float = 1.0, at: Moment = 0.5) -> float:
     """`start` before the progress `at`, `end` from there on."""
     return end if progress >= at else start

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
 from attar.baselines import Arm
-from attar.compressing import compressed, made_by
+from attar.compressing import called, compressed, made_by
 from attar.distill.loop import Watch
 from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
@@ -249,7 +249,7 @@ def _steps(look: _Look) -> Iterator[Stage]:
         else:
             start = time.perf_counter()
             model = compressed(here, step.function, copy.deepcopy(model), Book())
-            name = f"{name}-{step.name.rpartition('.')[2]}"
+            name = called(name, step.name)
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:
         for arm in pipeline.baseline_arms(here, cast.teacher, partial(_lessons, here, cast)):

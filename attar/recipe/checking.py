@@ -14,7 +14,18 @@ from attar.errors import RecipeError
 from attar.recipe.dialect import Trail
 from attar.recipe.paper import Choice, Recipe, as_choice
 from attar.recipe.reading import read
-from attar.resolve import Function, Room, asks, bind, chosen, compares, faults, find, options
+from attar.resolve import (
+    Function,
+    Room,
+    asks,
+    bind,
+    chosen,
+    compares,
+    faults,
+    find,
+    names,
+    options,
+)
 
 ROOMS: dict[str, Room] = {
     "task": "attar.tasks",
@@ -23,7 +34,12 @@ ROOMS: dict[str, Room] = {
     "teach": "attar.teach",
     "losses": "attar.losses",
     "weight": "attar.distill.schedules",
-    "steps": ("distill=attar.distill:train", "attar.compress", "export=attar.export"),
+    "steps": (
+        "distill=attar.distill:train",
+        "attar.compress",
+        "export=attar.export",
+        "repeat=attar.recipe.rounds:repeat",
+    ),
     "measure": "attar.measure",
     "baselines": "attar.baselines",
     "engine": "attar.engine",
@@ -36,10 +52,14 @@ TERM = ("weight", "layers")
 
 @dataclass(frozen=True)
 class Piece:
-    """A choice resolved: its function, with the recipe's options bound."""
+    """A choice resolved: its function, with the recipe's options bound.
+
+    trail: where the recipe says it
+    """
 
     name: str
     function: partial[Any]
+    trail: Trail
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,33 @@ class _Lookup:
         choices = enumerate(vars(self.recipe)[key])
         return tuple(self.piece(key, choice, (key, index)) for index, choice in choices)
 
+    def steps(self) -> Iterator[Piece]:
+        """The steps, those of a `repeat` written out round by round."""
+        for piece in self.many("steps"):
+            yield from self.rounds(piece) if piece.name == "repeat" else (piece,)
+
+    def rounds(self, repeat: Piece) -> Iterator[Piece]:
+        for place, step, progress in repeat.function():
+            trail: Trail = (*repeat.trail, "repeat", "steps", place)
+            try:
+                choice = Choice.model_validate(as_choice(step))
+            except ValueError as error:
+                raise self.error(trail, str(error)) from None
+            if choice.name == "repeat":
+                raise self.error(trail, "a repeat can't stand in another: multiply their `times`")
+            now = {
+                name: self.number(said, (*trail, choice.name, name), progress)
+                for name, said in choice.options.items()
+            }
+            yield self.piece("steps", Choice(name=choice.name, options=now), trail)
+
+    def number(self, said: Any, trail: Trail, progress: float) -> Any:
+        """What an option of a step says at a progress, where that is a schedule."""
+        if not _is_choice(said) or next(iter(said)) not in names(self.rooms["weight"]):
+            return said
+        schedule = Choice.model_validate(as_choice(said))
+        return self.piece("weight", schedule, trail).function(progress)
+
     def piece(self, key: str, choice: Choice, trail: Trail) -> Piece:
         return self.bound(self.found(key, choice, trail), choice, trail)
 
@@ -113,7 +160,7 @@ class _Lookup:
         also = TERM if trail[:-1] == ("losses",) else ()
         for option, sentence in faults(function, choice.options, choice.name, also):
             raise self.error((*trail, choice.name, option), sentence)
-        return Piece(choice.name, bind(function, choice.options))
+        return Piece(choice.name, bind(function, choice.options), trail)
 
     def moving(self, function: Function, choice: Choice, trail: Trail) -> Piece:
         """A loss with its options bound, of which those that are floats may be schedules."""
@@ -126,7 +173,7 @@ class _Lookup:
             at = {name: schedule(progress) for name, schedule in schedules.items()}
             now = Choice(name=choice.name, options={**choice.options, **at})
             piece = self.bound(function, now, trail)
-        return Piece(choice.name, partial(piece.function, **schedules))
+        return Piece(choice.name, partial(piece.function, **schedules), trail)
 
     def schedule(
         self, function: Function, loss: Choice, option: str, trail: Trail
@@ -152,7 +199,7 @@ class _Lookup:
         piece = self.moving(function, choice, trail)
         weight = self.weight(written, (*trail, written.name, "weight"))
         layers = self.layers(written, function, (*trail, written.name, "layers"))
-        return Term(piece.name, piece.function, weight, layers)
+        return Term(piece.name, piece.function, trail, weight, layers)
 
     def weight(self, loss: Choice, trail: Trail) -> float | partial[float]:
         weight = loss.options.get("weight", 1.0)
@@ -211,7 +258,7 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
         student=lookup.student(),
         teach=lookup.maybe("teach"),
         losses=tuple(lookup.term(index, task) for index in range(len(recipe.losses))),
-        steps=lookup.many("steps"),
+        steps=tuple(lookup.steps()),
         measure=lookup.many("measure"),
         baselines=lookup.many("baselines"),
         engine=lookup.one("engine"),
@@ -261,18 +308,18 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
             f"the student {recipe.student.name} takes layers or words of the teacher, and the "
             "recipe has none: add the key teacher",
         )
-    for index, step in enumerate(recipe.steps):
+    for step in recipe.steps:
         if step.name == "distill" and recipe.student is None:
-            yield ("steps", index), "distill needs a student to train: add the key student"
+            yield step.trail, "distill needs a student to train: add the key student"
         if step.name == "distill" and not recipe.losses:
-            yield ("steps", index), "distill needs something to learn from: add the key losses"
-    for index, term in enumerate(recipe.losses):
+            yield step.trail, "distill needs something to learn from: add the key losses"
+    for term in recipe.losses:
         function = term.function
         if term.name == "task":
             continue
         if inspect.isfunction(function.func) and "teacher" not in asks(function):
             continue
         if recipe.teach is None:
-            yield ("losses", index), f"{term.name} needs somebody to teach, and teach is null"
+            yield term.trail, f"{term.name} needs somebody to teach, and teach is null"
         elif recipe.teacher is None and not teaches_alone(recipe.teach.function):
-            yield ("losses", index), f"{term.name} needs a teacher: add the key teacher"
+            yield term.trail, f"{term.name} needs a teacher: add the key teacher"

@@ -50,6 +50,8 @@ def json_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
                 name: about | {"properties": _TERM | about["properties"]}
                 for name, about in (known | {"task": _TASK_LOSS}).items()
             }
+        if "repeat" in known:
+            known["repeat"]["properties"]["steps"]["items"] = {"$ref": f"#/$defs/{key}"}
         shared[key] = _choice(known)
     fields = Recipe.model_fields
     return {

@@ -154,9 +154,16 @@ def _what(report: Report, rows: Sequence[Row], about: About) -> str:
 
 
 def _steps(report: Report) -> list[str]:
-    steps = report.recipe.get("steps")
-    steps = steps if isinstance(steps, list | tuple) else ()
-    return [str(next(iter(each), "")) if isinstance(each, Mapping) else str(each) for each in steps]
+    return list(_named(report.recipe.get("steps")))
+
+
+def _named(steps: object) -> Iterator[str]:
+    """The names of steps, those that are repeated once."""
+    for each in steps if isinstance(steps, list | tuple) else ():
+        name, options = (
+            next(iter(each.items()), ("", {})) if isinstance(each, Mapping) else (each, {})
+        )
+        yield from _named(options["steps"]) if name == "repeat" else (str(name),)
 
 
 def _measured(report: Report, rows: Sequence[Row]) -> Iterator[str]:

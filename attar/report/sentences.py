@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from attar.report import figures, steps
 from attar.report.rows import BASELINES, WITHOUT_TEACHER, Row
 from attar.report.weighing import level, points, share, standard_error, times, within_noise
+
+REPAIRED = re.compile(r"-distill(-x\d+)?$")
+"""The end of the name of a student that was trained after it was cut."""
 
 _MEANING = {
     "labels_only": "the same student without a teacher",
@@ -62,7 +66,7 @@ def best(rows: Sequence[Row]) -> Row | None:
 
 def trained(rows: Sequence[Row]) -> Row | None:
     """The student once all its training is over: what baselines of as many steps compare with."""
-    names = [row for row in rows if row.name == "student" or row.name.endswith("-distill")]
+    names = [row for row in rows if row.name == "student" or REPAIRED.search(row.name)]
     return names[-1] if names else None
 
 
