@@ -14,36 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, MissingExtra, nearest
+from attar.tasks.tables import SPLITS, Table
 
 USUAL = {
     "text": ("sentence", "question", "query", "utterance", "content", "document", "review"),
     "label": ("labels", "intent", "category", "class", "target", "topic", "sentiment"),
 }
 """Names that columns of a role go by, where none has the role's own name."""
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "eval"),
-    "unlabelled": ("unlabelled", "unlabeled", "pool"),
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Texts with their labels; a label is None where the source leaves it open.
-
-    lines: where each row stands in the source, counted in its `unit`s (line or row)
-    """
-
-    source: str
-    texts: tuple[str, ...]
-    labels: tuple[str | None, ...]
-    lines: Sequence[int]
-    unit: str = "line"
-
-    def at(self, row: int) -> str:
-        """Where a row stands, as the beginning of a sentence."""
-        return f"{self.source}, {self.unit} {self.lines[row]}"
 
 
 @dataclass(frozen=True)
