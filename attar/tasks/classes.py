@@ -22,6 +22,7 @@ class Classification(ABC):
     """A task whose answer is one of some named classes.
 
     noun: what its examples are, for sentences
+    _drawn: what decides how training examples change, where they do
     """
 
     noun: str
@@ -32,6 +33,7 @@ class Classification(ABC):
     _labels: Tensor
     _shown: Tensor
     _keys: Sequence[str]
+    _drawn: str = ""
 
     @abstractmethod
     def encode(self, model: nn.Module, inputs: Any) -> Mapping[str, Tensor]:
@@ -117,7 +119,7 @@ class Classification(ABC):
 
     def digest(self) -> str:
         """A hash of the data and its splits: what a trained teacher depends on."""
-        state = hashlib.sha256()
+        state = hashlib.sha256(self._drawn.encode())
         for part in ("labelled", "train", "validation"):
             for row in self.rows[part]:
                 state.update(f"{part} {self._keys[row]} {int(self._shown[row])}\n".encode())

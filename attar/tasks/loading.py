@@ -106,6 +106,45 @@ def _packaged(name: str) -> Path:
     raise ModelError(f"The package {name!r} carries no model (config.json with safetensors).")
 
 
+def load_transformers(
+    name: str, classes: Sequence[str], head: str, extra: str, *, new_head: bool, partly: bool
+) -> Any:
+    """A classifier of `transformers` in float32, its head in the order of some classes.
+
+    head: what a model of the kind is called: `AutoModelForHEAD` builds one
+    extra: of attar, where `transformers` is missing
+    Raises ModelError where it can't be had or answers for other classes.
+    """
+    with (
+        quiet(extra) as transformers,
+        told(f"{name!r} can't be loaded as a folder, a hub name or package:NAME"),
+    ):
+        config = transformers.AutoConfig.from_pretrained(name)
+        own = own_classes(config, head)
+        some = partly and 0 < len(own) < len(classes) and set(own) <= set(classes)
+        if own and len(own) != len(classes) and not new_head and not some:
+            raise ModelError(
+                f"{name} answers for {len(own)} classes, but the data has {len(classes)}; "
+                "give a model of these classes, or use `finetune` for a new head."
+            )
+        kind = vars(transformers.models.auto.modeling_auto)[f"AutoModelFor{head}"]
+        model: Any = kind.from_pretrained(
+            name,
+            num_labels=len(own) if some else len(classes),
+            ignore_mismatched_sizes=new_head,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            use_safetensors=True,
+        )
+    if not own or new_head:
+        vars(model)["untrained_head"] = True
+    if own and not new_head:
+        reorder_(model, own, classes)
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: n for n, name in enumerate(classes)}
+    return model
+
+
 def own_classes(config: Any, head: str) -> list[str]:
     """The classes a checkpoint was trained for, in order; none where it has no such head.
 

@@ -13,13 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from attar.errors import ModelError
 from attar.tasks.files import OnnxNetwork
-from attar.tasks.loading import folder_of as folder_of
-from attar.tasks.loading import own_classes, quiet, reorder_, told
+from attar.tasks.loading import folder_of, load_transformers
 from attar.tasks.text.foreign import INPUTS, KerasNetwork, is_keras, tokenizer_beside
 from attar.tasks.text.tokenizing import Tokenizer, tokenizer_at, tokenizer_of
 
@@ -111,32 +109,9 @@ def _positions(model: Any) -> int:
 def _load_transformers(
     name: str, classes: Sequence[str], new_head: bool, partly: bool
 ) -> nn.Module:
-    with (
-        quiet("text") as transformers,
-        told(f"{name!r} can't be loaded as a folder, a hub name or package:NAME"),
-    ):
-        config = transformers.AutoConfig.from_pretrained(name)
-        own = own_classes(config, "SequenceClassification")
-        some = partly and 0 < len(own) < len(classes) and set(own) <= set(classes)
-        if own and len(own) != len(classes) and not new_head and not some:
-            raise ModelError(
-                f"{name} answers for {len(own)} classes, but the data has {len(classes)}; "
-                "give a model of these classes, or use `finetune` for a new head."
-            )
-        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-            name,
-            num_labels=len(own) if some else len(classes),
-            ignore_mismatched_sizes=new_head,
-            attn_implementation="eager",
-            dtype=torch.float32,
-            use_safetensors=True,
-        )
-    if not own or new_head:
-        vars(model)["untrained_head"] = True
-    if own and not new_head:
-        reorder_(model, own, classes)
-    model.config.id2label = dict(enumerate(classes))
-    model.config.label2id = {name: n for n, name in enumerate(classes)}
+    model = load_transformers(
+        name, classes, "SequenceClassification", "text", new_head=new_head, partly=partly
+    )
     model.tokenizer = tokenizer_at(name)
     model.config.pad_token_id = model.tokenizer.pad_token_id
     if (limit := longest(model)) is not None:
