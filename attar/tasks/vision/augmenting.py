@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,10 +46,10 @@ def viewed(batch: Batch, kinds: Sequence[View], view: str) -> Batch:
     return replace(batch, inputs=pictures, keys=keys)
 
 
-def _draws(address: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _draws(address: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Numbers from 0 up to 1 that a key decides, in steps of 2 to the -16."""
     numbers = np.frombuffer(hashlib.sha256(address.encode()).digest(), "<u2")
-    return numbers[:DRAWS].astype(np.float32) / 2**16
+    return (numbers[:DRAWS] / 2**16).astype(np.float32)
 
 
 def _flipped(pictures: Tensor, drawn: Tensor) -> Tensor:
