@@ -84,10 +84,10 @@ def _cropped(pictures: Tensor, drawn: Tensor) -> Tensor:
 def _with_hole(pictures: Tensor, drawn: Tensor) -> Tensor:
     """A square of grey, which may reach over the edge."""
     height, width = pictures.shape[2:]
-    inside = [
-        ((torch.arange(side) - (drawn[:, n, None] * side).floor()).abs() * 2 < HOLE * side)
-        for n, side in ((7, height), (8, width))
-    ]
+    inside = []
+    for n, side in ((7, height), (8, width)):
+        away = torch.arange(side) - (drawn[:, n, None] * side).floor()
+        inside.append((away >= -HOLE * side / 2) & (away < HOLE * side / 2))
     hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return pictures.masked_fill(hole, GREY)
 
