@@ -10,7 +10,7 @@ from pathlib import Path
 from attar.errors import AttarError
 from attar.recipe import Resolved, check, read
 from attar.report.card import Teacher
-from attar.tasks.text.networks import folder_of
+from attar.tasks.loading import folder_of
 
 LONGEST = 60
 """Letters of a licence's name; what is longer is its text."""

@@ -54,16 +54,19 @@ DOORS = {
     "pydantic": ("recipe/", "resolve.py"),
     "annotated_types": ("types.py",),
     "yaml": ("recipe/",),
-    "transformers": ("tasks/text/", "students/", "export/folder.py"),
+    "transformers": ("tasks/", "students/", "export/folder.py"),
     "tokenizers": ("students/",),
-    "datasets": ("tasks/text/",),
+    "datasets": ("tasks/",),
     "pyarrow": ("tasks/",),
     "sklearn": ("baselines.py",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnx_ir": ("export/",),
-    "onnxruntime": ("export/", "tasks/text/", "measure/"),
+    "onnxruntime": ("export/", "tasks/", "measure/"),
     "keras": ("tasks/text/",),
+    "PIL": ("tasks/vision/",),
+    "timm": ("tasks/vision/",),
+    "torchvision": ("tasks/vision/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "numpy": ("",),
@@ -76,6 +79,7 @@ DOORS = {
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
     *("onnx", "onnxscript", "onnxruntime", "keras", "torch_pruning"),
+    *("PIL", "timm", "torchvision"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

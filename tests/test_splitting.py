@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from attar.errors import DataError
-from attar.tasks.text.reading import Table
-from attar.tasks.text.splitting import HELD_OUT, Split, split
+from attar.tasks.splitting import HELD_OUT, Split, split
+from attar.tasks.tables import Table
 from attar.types import IGNORE
 
 UNEVEN = [1, 1, 1, 2, 3, 7, 10, 19, 40, 101]

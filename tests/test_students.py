@@ -215,7 +215,8 @@ ALL = (
 
 
 def test_every_student_in_the_room_is_among_the_promises() -> None:
-    assert {name.split()[0] for name in ALL} == set(students.__all__)
+    pictures = {"mobilenet", "resnet", "wideresnet"}  # tests/test_vision_students.py
+    assert {name.split()[0] for name in ALL} == set(students.__all__) - pictures
 
 
 @pytest.mark.parametrize("name", ALL)

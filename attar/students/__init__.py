@@ -1,4 +1,4 @@
-"""Networks made small: layers taken from a teacher, a fresh encoder, LSTM or CNN; its own head."""
+"""Networks made small: layers taken from a teacher, or fresh ones for texts and for pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from attar.students.folder import PAPER as PAPER
 from attar.students.folder import load as load
 from attar.students.folder import save as save
 from attar.students.joined import joined
+from attar.students.mobile import mobilenet
 from attar.students.pretrained import pretrained
 from attar.students.recurrent import lstm
+from attar.students.residual import resnet
 from attar.students.transformer import encoder, layers
+from attar.students.wide import wideresnet
 
-__all__ = ["cnn", "encoder", "joined", "layers", "lstm", "pretrained"]
+__all__ = [
+    "cnn",
+    "encoder",
+    "joined",
+    "layers",
+    "lstm",
+    "mobilenet",
+    "pretrained",
+    "resnet",
+    "wideresnet",
+]

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attar.errors import MissingExtra, ModelError
 from attar.shapes import fit_
 from attar.students.convolutional import Cnn
 from attar.students.joined import Joined, join
+from attar.students.mobile import Mobile
 from attar.students.recurrent import Lstm
+from attar.students.residual import PARTS, Residual
+from attar.students.wide import Wide
 
 PAPER = "attar.json"
 WEIGHTS = "model.safetensors"
-KINDS: dict[str, type[Lstm] | type[Cnn]] = {"lstm": Lstm, "cnn": Cnn}
+TEXTS: dict[str, type[Lstm] | type[Cnn]] = {"lstm": Lstm, "cnn": Cnn}
+PICTURES: dict[str, type[Residual] | type[Mobile] | type[Wide]] = {
+    "resnet": Residual,
+    "mobilenet": Mobile,
+    "wideresnet": Wide,
+}
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
-    """Write an LSTM, CNN or joined student: `model.safetensors`, `attar.json`, its tokenizer.
+    """Write one of attar's own students: `model.safetensors`, `attar.json`, and its tokenizer.
 
+    A network for pictures has no tokenizer; how its pictures are normalized stands in `attar.json`.
     Raises ModelError for another model (those of transformers have `save_pretrained`).
     """
     from safetensors.torch import save_file
@@ -32,8 +42,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     # Tied weights are one tensor under several names; safetensors wants each stored by itself.
     weights = {name: weight.cpu().clone() for name, weight in model.state_dict().items()}
     save_file(weights, target / WEIGHTS)
-    tokenizer: Any = model.tokenizer
-    tokenizer.save_pretrained(target)
+    if not _sees(paper):
+        tokenizer: Any = model.tokenizer
+        tokenizer.save_pretrained(target)
     (target / PAPER).write_text(json.dumps(paper, indent=2) + "\n", encoding="utf-8")
     return target
 
@@ -41,32 +52,66 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 def load(folder: str | Path) -> nn.Module:
     """The student that `save` wrote, in evaluation mode, on the CPU.
 
-    Raises ModelError where the folder holds no such student.
+    folder: or a .safetensors file of a resnet that was trained elsewhere
+    Raises ModelError where there is no such student.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise MissingExtra("transformers", "text", "a text student") from None
     from safetensors.torch import load_file
 
     source = Path(folder)
+    if source.is_file():
+        return _resnet(source, load_file(source)).eval()
     try:
         paper = json.loads((source / PAPER).read_text(encoding="utf-8"))
-        next(name for name in ("joined", *KINDS) if name in paper)
+        next(name for name in ("joined", *TEXTS, *PICTURES) if name in paper)
     except (FileNotFoundError, json.JSONDecodeError, StopIteration):
         raise ModelError(f"{source} holds no {PAPER} of a student that attar saved") from None
-    student = _built(paper, AutoTokenizer.from_pretrained(source))
+    student = _built(paper, None if _sees(paper) else _tokenizer_in(source))
     weights = load_file(source / WEIGHTS)
     fit_(student, weights).load_state_dict(weights)  # its channels may have been pruned
     return student.eval()
 
 
+def _resnet(source: Path, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A resnet that is as deep and wide as weights by the names that these networks have."""
+    try:
+        width, channels = weights["conv1.weight"].shape[:2]
+        classes = [str(n) for n in range(len(weights["linear.weight"]))]
+        blocks = len([name for name in weights if name.endswith("conv1.weight")]) // 3
+        student = Residual(classes, depth=PARTS * blocks + 2, width=width, channels=channels)
+        student.load_state_dict(dict(weights))
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{source} holds no weights of a resnet for small pictures (conv1, layer1.0.conv1, "
+            "..., linear); give the folder of a model."
+        ) from error
+    return student
+
+
+def _tokenizer_in(source: Path) -> Any:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingExtra("transformers", "text", "a text student") from None
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _sees(paper: Mapping[str, Any]) -> bool:
+    """Whether a student is shown pictures."""
+    return any(kind in paper for kind in PICTURES)
+
+
 def paper_of(model: nn.Module) -> dict[str, Any]:
     """What a student is built of, as JSON; ModelError where it is none that attar saves."""
+    if isinstance(model, Residual | Mobile | Wide):
+        carried = vars(model).get("normalization")
+        return model.recipe | ({} if carried is None else {"normalization": carried})
     if isinstance(model, Lstm | Cnn):
         return model.recipe
     if not isinstance(model, Joined):
-        raise ModelError(f"{type(model).__name__} is no lstm or cnn: use its save_pretrained")
+        raise ModelError(
+            f"{type(model).__name__} is no lstm or cnn, nor one of attar's networks for pictures: "
+            "use its save_pretrained"
+        )
     head: Any = model.head
     facts = {"width": head.in_features, "classes": head.out_features, "bias": head.bias is not None}
     if isinstance(model.body, Lstm | Cnn):
@@ -96,5 +141,15 @@ def _built(paper: dict[str, Any], tokenizer: Any) -> nn.Module:
         )
         body.tokenizer = tokenizer
         return body  # type: ignore[no-any-return]
-    kind = next(name for name in KINDS if name in paper)
-    return KINDS[kind](tokenizer, paper["classes"], paper["vocabulary_size"], **paper[kind])
+    if _sees(paper):
+        return _seeing(paper)
+    kind = next(name for name in TEXTS if name in paper)
+    return TEXTS[kind](tokenizer, paper["classes"], paper["vocabulary_size"], **paper[kind])
+
+
+def _seeing(paper: dict[str, Any]) -> nn.Module:
+    kind = next(name for name in PICTURES if name in paper)
+    student = PICTURES[kind](paper["classes"], **paper[kind])
+    if "normalization" in paper:
+        vars(student)["normalization"] = paper["normalization"]
+    return student

@@ -1,5 +1,5 @@
 """LOAD: what the problem is: data, networks, forward, loss, score."""
 
-from attar.tasks import text
+from attar.tasks import text, vision
 
-__all__ = ["text"]
+__all__ = ["text", "vision"]

@@ -23,6 +23,7 @@ class Batches:
     make: gives the batch of some row numbers
     rows: the row numbers to draw from; an epoch shows each once
     lengths: of every row of the data, for bucketing (rows of like length share a batch)
+    seen: what is made of a batch in an epoch, where its examples look different in each
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
+        seen: Callable[[Batch, int], Batch] | None = None,
     ) -> None:
         self._make = make
         self._rows = np.asarray(rows)
         self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
         self._seed = seed
+        self._seen = seen or (lambda batch, _: batch)
         self.position = 0
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class Batches:
             epoch, start = divmod(self.position, len(self))
             for rows in self._epoch(epoch)[start:]:
                 self.position += 1
-                yield self._make(rows.tolist())
+                yield self._seen(self._make(rows.tolist()), epoch)
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"position": self.position}

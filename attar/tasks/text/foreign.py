@@ -1,4 +1,4 @@
-"""Networks of other libraries, called like any network of torch: an ONNX file, a Keras model."""
+"""A Keras model, called like any network of torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,49 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import MissingExtra, ModelError
-from attar.tasks.text.tokenizing import tokenizer_at, told
+from attar.tasks.files import check_file, check_inputs
+from attar.tasks.loading import told
+from attar.tasks.text.tokenizing import tokenizer_at
+
+INPUTS = ("input_ids", "attention_mask")
+"""What a text network may ask for."""
 
 NUMBERED = re.compile(r'_\d+"')
 """How a name ends that nobody gave: Keras counts on, so that each building has names of its own."""
-
-
-class OnnxNetwork(nn.Module):
-    """An ONNX file run by ONNX Runtime, called like any other network.
-
-    The folder of the file, or `tokenizer/` in it, holds the tokenizer it was exported with.
-    """
-
-    runtime: str
-
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "onnx", f"running {path.name}") from error
-        _check_file(path)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.log_severity_level = 4
-        with told(f"ONNX Runtime can't load {path}"):
-            self.session = onnxruntime.InferenceSession(
-                path, settings, providers=["CPUExecutionProvider"]
-            )
-        self.path = path
-        # A state like any other network's, so that another file is another teacher.
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
-        self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
-        self.names = [entry.name for entry in self.session.get_inputs()]
-        _check_inputs(str(path), self.names)
-        self.tokenizer = _tokenizer_beside(path)
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Logits (rows, classes)."""
-        given = {name: inputs[name].numpy() for name in self.names}
-        with told(f"{self.path} gives no answer"):
-            (first, *_) = self.session.run(None, given)
-        return torch.from_numpy(first)
 
 
 class KerasNetwork(nn.Module):
@@ -80,7 +45,7 @@ class KerasNetwork(nn.Module):
                 f"{name} is no functional model of Keras; build it of keras.Input layers named "
                 "input_ids and attention_mask."
             ) from error
-        _check_inputs(name, keras.tree.flatten(self.names))
+        check_inputs(name, keras.tree.flatten(self.names), INPUTS, "text")
         self.model, self.name = model, name
         # Keras keeps its layers in a plain list, in which torch finds no paths.
         self.layers = nn.Module()
@@ -98,7 +63,7 @@ class KerasNetwork(nn.Module):
         Keras's safe mode is on: code that lies in a file is never run.
         """
         keras = _keras(path.name)
-        _check_file(path)
+        check_file(path)
         with told(f"Keras can't load {path}"):
             try:
                 model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -110,7 +75,7 @@ class KerasNetwork(nn.Module):
                     "put a layer of Keras in its place, or build the model in code of your own."
                 ) from error
         network = cls(model, str(path))
-        network.tokenizer = _tokenizer_beside(path)
+        network.tokenizer = tokenizer_beside(path)
         return network.eval()
 
     def forward(self, **inputs: Tensor) -> Any:
@@ -153,18 +118,7 @@ def _keras(name: str) -> Any:
     return keras
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ModelError(f"There is no file {path}.")
-
-
-def _check_inputs(name: str, inputs: Iterable[str]) -> None:
-    if strange := set(inputs) - {"input_ids", "attention_mask"}:
-        raise ModelError(
-            f"{name} asks for {min(strange)!r}; a text network takes input_ids and attention_mask."
-        )
-
-
-def _tokenizer_beside(path: Path) -> Any:
+def tokenizer_beside(path: Path) -> Any:
+    """The tokenizer in `tokenizer/` beside a file, or in its own folder."""
     folder = path.parent / "tokenizer"
     return tokenizer_at(str(folder if folder.is_dir() else path.parent))

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attar.errors import DataError, ModelError, nearest
+from attar.errors import DataError
 from attar.store import key
-from attar.taps import tapped
+from attar.tasks.classes import Classification
+from attar.tasks.loading import device_of
 from attar.tasks.sampling import Batches
+from attar.tasks.splitting import Split, split
 from attar.tasks.text import networks, reading, tokenizing
 from attar.tasks.text.inventing import invent
-from attar.tasks.text.splitting import Split, split
-from attar.types import IGNORE, Batch, Knowledge, Share
+from attar.types import Batch, Share
 
 
-class classification:  # noqa: N801  (a recipe names it, so it is spelled like the functions)
+class classification(Classification):  # noqa: N801  (a recipe names it)
     """Text classification from csv, tsv, jsonl, parquet, a folder of these, or `datasets`.
 
     dataset: file, folder with a file per split (train, validation, test, unlabelled), or hub name
@@ -37,6 +35,7 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
     """
 
     kind = "text.classification"
+    noun = "texts"
 
     def __init__(
         self,
@@ -80,15 +79,6 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """The texts whose labels may be learned from, and those labels."""
         rows = self.rows["labelled"]
         return tuple(self._texts[r] for r in rows), tuple(int(self._labels[r]) for r in rows)
-
-    @property
-    def has_pool(self) -> bool:
-        """Whether there are training texts without a label."""
-        return len(self.rows["labelled"]) < len(self.rows["train"])
-
-    def size(self, part: str) -> int:
-        """The number of examples of a part of the data."""
-        return len(self._part(part))
 
     def load(
         self,
@@ -137,57 +127,6 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         for start in range(0, len(rows), batch_size):
             yield self._batch(rows[start : start + batch_size])
 
-    def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
-        """What a model makes of a batch: logits (rows, classes) and the features of some layers."""
-        inputs = self.encode(model, batch.inputs)
-        mask = inputs["attention_mask"]
-        with tapped(model, layers) as heard:
-            logits = networks.logits(model(**inputs))
-        if logits.shape != (len(batch), len(self.classes)):
-            raise ModelError(
-                f"{type(model).__name__} gave answers of shape {tuple(logits.shape)} for "
-                f"{len(batch)} texts; this task has {len(self.classes)} classes."
-            )
-        return Knowledge(logits.float(), heard(mask), mask)
-
-    def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy with the true labels, over the rows whose label is known."""
-        labels = batch.labels.to(knowledge.logits.device)
-        if bool((labels == IGNORE).all()):
-            return knowledge.logits.sum() * 0.0
-        return F.cross_entropy(
-            knowledge.logits, labels, ignore_index=IGNORE, label_smoothing=label_smoothing
-        )
-
-    def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """Accuracy and macro-F1 on a part whose labels are all known."""
-        return self.judge(self.answers(model, part).argmax(1).numpy(), part)
-
-    def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
-        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self._labels[list(self._part(part))].numpy()
-        if (truth == IGNORE).any():
-            raise DataError(f"The part {part!r} has texts without a label; score on another.")
-        accuracy = float((predicted == truth).mean())
-        return {
-            "score": accuracy,
-            "accuracy": accuracy,
-            "macro_f1": _macro_f1(predicted, truth),
-            "examples": len(truth),
-        }
-
-    @torch.no_grad()
-    def answers(self, model: nn.Module, part: str) -> Tensor:
-        """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`."""
-        training = model.training
-        model.eval()
-        by_key: dict[str, Tensor] = {}
-        for batch in self.sweep(part):
-            logits = self.forward(model, batch).logits.cpu()
-            by_key.update(zip(batch.keys, logits, strict=True))
-        model.train(training)
-        return torch.stack([by_key[self._keys[row]] for row in self._part(part)])
-
     def texts_of(self, part: str) -> tuple[str, ...]:
         """The texts of a part, in the order of `rows[part]`."""
         return tuple(self._texts[row] for row in self._part(part))
@@ -196,37 +135,22 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """The model's inputs for one training text of median length."""
         return self.encode(model, [self._median])
 
-    def calibration(self, model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
-        """The model's inputs for every training text once, in a fixed order, 32 to a batch."""
-        for batch in self._shuffled("train"):
-            yield self.encode(model, batch.inputs)
-
-    def losses(self, model: nn.Module) -> Iterator[Tensor]:
-        """What a model loses on each batch of 32 labelled training texts, with the graph."""
-        for batch in self._shuffled("labelled"):
-            yield self.loss(self.forward(model, batch), batch)
-
-    def _shuffled(self, part: str, batch_size: int = 32) -> Iterator[Batch]:
-        order = np.random.default_rng(self._seed).permutation(self._part(part)).tolist()
-        for start in range(0, len(order), batch_size):
-            yield self._batch(order[start : start + batch_size])
-
-    def encode(self, model: nn.Module, texts: Sequence[str]) -> dict[str, Tensor]:
+    def encode(self, model: nn.Module, inputs: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask, each (rows, length), by the model's own tokenizer and device."""
         tokenizer = tokenizing.tokenizer_of(model)
         blank = tokenizer.pad_token_id or 0
         _, known = self._encoded.setdefault(id(tokenizer), (tokenizer, {}))
-        if new := [text for text in dict.fromkeys(texts) if text not in known]:
+        if new := [text for text in dict.fromkeys(inputs) if text not in known]:
             ids = tokenizer(new, truncation=True, max_length=self.max_length)["input_ids"]
             # A text of no token becomes one of padding that counts as real: nothing divides by 0.
             known.update((text, row or [blank]) for text, row in zip(new, ids, strict=True))
-        rows = [known[text] for text in texts]
+        rows = [known[text] for text in inputs]
         ids = torch.full((len(rows), max(map(len, rows))), blank)
         mask = torch.zeros_like(ids)
         for n, row in enumerate(rows):
             ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[n, : len(row)] = 1
-        device = networks.device_of(model)
+        device = device_of(model)
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
@@ -237,22 +161,9 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
             "classes": list(self.classes),
         }
 
-    def digest(self) -> str:
-        """A hash of the data and its splits: what a trained teacher depends on."""
-        state = hashlib.sha256()
-        for part in ("labelled", "train", "validation"):
-            for row in self.rows[part]:
-                state.update(f"{part} {self._keys[row]} {int(self._shown[row])}\n".encode())
-        return state.hexdigest()[:16]
-
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model's tokenizer beside it."""
         tokenizing.tokenizer_of(model).save_pretrained(folder)
-
-    def _part(self, name: str) -> tuple[int, ...]:
-        if name not in self.rows:
-            raise DataError(f"There is no part {name!r} of the data; {nearest(name, self.rows)}")
-        return self.rows[name]
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         return Batch(
@@ -268,11 +179,3 @@ def _typical(texts: Sequence[str]) -> str:
     if not ordered:
         raise DataError("There is no training text left; lower `validation`.")
     return ordered[len(ordered) // 2]
-
-
-def _macro_f1(predicted: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
-    """The mean over classes of 2 TP / (2 TP + FP + FN); classes that never occur are left out."""
-    size = int(max(predicted.max(), truth.max())) + 1
-    hits = np.bincount(truth[predicted == truth], minlength=size)
-    either = np.bincount(truth, minlength=size) + np.bincount(predicted, minlength=size)
-    return float((2 * hits[either > 0] / either[either > 0]).mean())

@@ -14,36 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, MissingExtra, nearest
+from attar.tasks.tables import SPLITS, Table, column_of, hub, named, names_of, reason
 
 USUAL = {
     "text": ("sentence", "question", "query", "utterance", "content", "document", "review"),
     "label": ("labels", "intent", "category", "class", "target", "topic", "sentiment"),
 }
 """Names that columns of a role go by, where none has the role's own name."""
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "eval"),
-    "unlabelled": ("unlabelled", "unlabeled", "pool"),
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Texts with their labels; a label is None where the source leaves it open.
-
-    lines: where each row stands in the source, counted in its `unit`s (line or row)
-    """
-
-    source: str
-    texts: tuple[str, ...]
-    labels: tuple[str | None, ...]
-    lines: Sequence[int]
-    unit: str = "line"
-
-    def at(self, row: int) -> str:
-        """Where a row stands, as the beginning of a sentence."""
-        return f"{self.source}, {self.unit} {self.lines[row]}"
 
 
 @dataclass(frozen=True)
@@ -117,36 +94,15 @@ def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
 
 
 def _read_datasets(name: str, columns: dict[str, str]) -> dict[str, Table]:
-    try:
-        import datasets
-    except ImportError as error:
-        missing = f"{name!r} is no file or folder here; reading it as a dataset's name"
-        raise MissingExtra("datasets", "data", missing) from error
-    repository, _, configuration = name.partition(":")
-    try:
-        splits = datasets.load_dataset(repository, configuration or None)
-    except Exception as error:
-        raise DataError(
-            f"{name!r} is no file here and `datasets` can't load it: {_reason(error)}"
-        ) from error
     tables = {}
-    for split, stems in SPLITS.items():
-        if found := next((stem for stem in stems if stem in splits), None):
-            rows = splits[found]
-            content = {column: list(rows[column]) for column in rows.column_names}
-            for column, feature in rows.features.items():
-                if isinstance(feature, datasets.ClassLabel):
-                    content[column] = [_named(feature.names, n) for n in content[column]]
-            rows_of = Content(content, range(1, len(rows) + 1), "row")
-            tables[split] = _table(f"{name}/{found}", rows_of, columns, split != "unlabelled")
-    if "train" not in tables:
-        raise DataError(f"{name!r} has no train split, only {', '.join(splits)}.")
+    for split, (source, rows) in hub(name).items():
+        content = {column: list(rows[column]) for column in rows.column_names}
+        for column, feature in rows.features.items():
+            if names := names_of(feature):
+                content[column] = [named(names, n) for n in content[column]]
+        rows_of = Content(content, range(1, len(rows) + 1), "row")
+        tables[split] = _table(source, rows_of, columns, split != "unlabelled")
     return tables
-
-
-def _named(names: Sequence[str], number: int | None) -> str | None:
-    """The name of a class; `datasets` writes -1 where a label is kept secret."""
-    return None if number is None or number < 0 else names[number]
 
 
 def _table(source: str, content: Content, columns: dict[str, str], labelled: bool) -> Table:
@@ -156,35 +112,14 @@ def _table(source: str, content: Content, columns: dict[str, str], labelled: boo
     if len(set(columns.values())) < len(columns):
         raise DataError(f"{source}: {columns['text']!r} can't be both the text and the label.")
     rest = [name for name in names if name != columns.get("text")]
-    label = _column(source, rest, "label", columns.get("label"), labelled)
+    label = column_of(source, rest, "label", USUAL, columns.get("label"), needed=labelled)
     rest = [name for name in names if name != label]
-    text = _column(source, rest, "text", columns.get("text"))
+    text = column_of(source, rest, "text", USUAL, columns.get("text"), alone=True)
     texts = tuple(_plain(source, content, text, n) or "" for n in range(len(content.lines)))
     labels: tuple[str | None, ...] = (None,) * len(texts)
     if label is not None:
         labels = tuple(_label(_plain(source, content, label, n)) for n in range(len(texts)))
     return Table(source, texts, labels, content.lines, content.unit)
-
-
-def _column(
-    source: str, names: Sequence[str], role: str, named: str | None, needed: bool = True
-) -> str | None:
-    """The column of a role, by its given name or the usual ones; None where there may be none."""
-    if named is not None and (named in names or not needed):
-        return named if named in names else None
-    if named is not None:
-        raise DataError(f"{source} has no column {named!r}; {nearest(named, names)}")
-    found = [name for name in names if name.strip().lower() == role]
-    found = found or [name for name in names if name.strip().lower() in USUAL[role]]
-    if role == "text" and len(names) == 1:
-        found = list(names)
-    if len(found) == 1 or not needed:
-        return found[0] if len(found) == 1 else None
-    several = f"several columns that could be the {role} ({', '.join(found)})"
-    none = f"no column that is plainly the {role} (it has: {', '.join(names)})"
-    raise DataError(
-        f"{source} has {several if found else none}; name it with `columns: {{{role}: NAME}}`."
-    )
 
 
 def _plain(source: str, content: Content, column: str | None, row: int) -> str | None:
@@ -221,7 +156,7 @@ def _read_file(path: Path) -> Content:
     try:
         return _decoded(reader, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {_reason(error)}") from error
+        raise DataError(f"{path} can't be read: {reason(error)}") from error
 
 
 def _decoded(reader: Callable[[Path], Content], path: Path) -> Content:
@@ -230,11 +165,6 @@ def _decoded(reader: Callable[[Path], Content], path: Path) -> Content:
     except UnicodeDecodeError as error:
         line = _not_utf8(path)
         raise DataError(f"{path}, line {line} is not UTF-8; re-save it as UTF-8.") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, which is all that a sentence has room for."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _reader(path: Path) -> Callable[[Path], Content] | None:
@@ -343,7 +273,7 @@ def _read_parquet(path: Path) -> Content:
         table = pyarrow.parquet.read_table(path)
         columns: dict[str, list[Any]] = table.to_pydict()
     except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"{path} can't be read as parquet: {_reason(error)}") from error
+        raise DataError(f"{path} can't be read as parquet: {reason(error)}") from error
     return Content(columns, range(1, table.num_rows + 1), "row")
 
 

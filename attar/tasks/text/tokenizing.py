@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from attar.errors import AttarError, MissingExtra, ModelError
+from attar.errors import ModelError
+from attar.tasks.loading import quiet, told
 
 
 @runtime_checkable
@@ -45,7 +44,7 @@ def digest(tokenizer: Any) -> str:
 
 def tokenizer_at(name: str) -> Any:
     """The tokenizer in a folder or behind a hub name, able to pad."""
-    with quiet() as transformers, told(f"{name} has no tokenizer that can be loaded"):
+    with quiet("text") as transformers, told(f"{name} has no tokenizer that can be loaded"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     if not tokenizer.is_fast:
         raise ModelError(f"The tokenizer of {name} has no fast form (tokenizer.json).")
@@ -55,34 +54,3 @@ def tokenizer_at(name: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-@contextmanager
-def told(what: str) -> Iterator[None]:
-    """Whatever another library raises, said in one sentence."""
-    try:
-        yield
-    except AttarError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{what}: {reason.rstrip('.')}.") from error
-
-
-@contextmanager
-def quiet() -> Iterator[Any]:
-    """`transformers` without its load report and bars, which would break into ours."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "text", "a text model") from error
-    logging = transformers.utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attar.errors import DataError, nearest
-from attar.tasks.text.reading import Table
+from attar.tasks.tables import Table
 from attar.types import IGNORE
 
 HELD_OUT = 0.2
@@ -55,10 +55,15 @@ class Split:
 
 
 def split(
-    tables: dict[str, Table], seed: int, labelled_per_class: int | None, validation: float
+    tables: dict[str, Table],
+    seed: int,
+    labelled_per_class: int | None,
+    validation: float,
+    noun: str = "texts",
 ) -> Split:
     """Divide what was read; the same seed gives the same division.
 
+    noun: what the rows are, for the sentences
     Raises DataError for labels that are missing, unknown to the training data, or of one class.
     """
     if not 0 < validation < 1:
@@ -72,10 +77,10 @@ def split(
     if not rows["test"] or not rows["validation"]:
         raise DataError(
             f"{tables['train'].source} has {len(tables['train'].labels)} rows of {len(classes)} "
-            "classes, too few different texts to hold some out; give more, or files for test and "
-            "validation."
+            f"classes, too few different {noun} to hold some out; give more, or files for test "
+            "and validation."
         )
-    notes += _part_(rows, texts)
+    notes += _part_(rows, texts, noun)
     labelled, hidden = _choose(rows["train"], labels, labelled_per_class, random)
     shown = list(labels)
     for row in hidden:
@@ -107,6 +112,8 @@ def _classes(train: Table) -> tuple[str, ...]:
         )
     if len(found) < 2:
         raise DataError(f"{train.source} has {len(found)} class; classification needs at least 2.")
+    if train.classes:
+        return train.classes
     if all(re.fullmatch(r"-?\d{1,18}", label) for label in found):
         return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))
@@ -194,17 +201,17 @@ def _twins_together(rows: Sequence[int], texts: Sequence[str]) -> list[int]:
     return sorted(rows, key=lambda row: first[texts[row]])
 
 
-def _part_(rows: dict[str, list[int]], texts: Sequence[str]) -> list[str]:
-    """Take held-out texts out of the unlabelled ones; tell where the labelled ones have some."""
+def _part_(rows: dict[str, list[int]], texts: Sequence[str], noun: str) -> list[str]:
+    """Take held-out rows out of the unlabelled ones; tell where the labelled ones have some."""
     notes = []
     for part in ("validation", "test"):
         held = {texts[row] for row in rows[part]}
         fresh = [row for row in rows["unlabelled"] if texts[row] not in held]
         if dropped := len(rows["unlabelled"]) - len(fresh):
-            notes.append(f"{dropped} unlabelled texts are left out: they are {part} texts.")
+            notes.append(f"{dropped} unlabelled {noun} are left out: they are {part} {noun}.")
         rows["unlabelled"] = fresh
         if shared := len(held & {texts[row] for row in rows["train"]}):
-            notes.append(f"{shared} {part} texts are training texts as well.")
+            notes.append(f"{shared} {part} {noun} are training {noun} as well.")
     return notes
 
 

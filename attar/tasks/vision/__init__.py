@@ -1,0 +1,5 @@
+"""Tasks over pictures."""
+
+from attar.tasks.vision.labelled import classification
+
+__all__ = ["classification"]
