@@ -429,6 +429,7 @@ def refused(folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "columns": (lambda: digits(folder, columns={"text": "x"}), "columns has no 'text'"),
         "no column": (lambda: digits(folder, columns={"image": "imges"}), "did you mean 'images'"),
         "views": (lambda: digits(folder, views=3), "`augment`"),
+        "augment": (lambda: digits(folder, augment=["flop"]), "did you mean 'flip'"),
         "share": (lambda: digits(folder, validation=1.5), "between 0 and 1"),
         "empty": (lambda: classification(dataset=path["empty"]), "no folder for each class"),
         "hollow": (lambda: classification(dataset=path["hollow"]), "holds no pictures"),
@@ -443,7 +444,17 @@ def refused(folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
 CASES = (
     *("flat", "no pictures", "no labels", "fewer labels", "one hot", "wide decimals", "integers"),
     *("objects", "offsets", "one class", "nothing", "no such", "no such file", "unknown kind"),
-    *("columns", "no column", "views", "share", "empty", "hollow", "only test", "bad npz"),
+    *(
+        "columns",
+        "no column",
+        "views",
+        "augment",
+        "share",
+        "empty",
+        "hollow",
+        "only test",
+        "bad npz",
+    ),
     *("bad parquet", "bad arrow", "numbers"),
 )
 

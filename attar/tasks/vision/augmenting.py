@@ -40,7 +40,7 @@ def viewed(batch: Batch, kinds: Sequence[View], view: str) -> Batch:
     keys = tuple(key(f"{each} {'+'.join(kinds)} {view}") for each in batch.keys)
     drawn = torch.from_numpy(np.stack([_draws(each) for each in keys]))
     pictures = batch.inputs
-    for kind, change in _CHANGES.items():
+    for kind, change in CHANGES.items():
         if kind in kinds:
             pictures = change(pictures, drawn)
     return replace(batch, inputs=pictures, keys=keys)
@@ -95,4 +95,5 @@ def _with_hole(pictures: Tensor, drawn: Tensor) -> Tensor:
 GREY = 128
 """What a hole shows: about the mean of all pictures, which normalization takes to zero."""
 
-_CHANGES = {"flip": _flipped, "shift": _shifted, "crop": _cropped, "cutout": _with_hole}
+CHANGES = {"flip": _flipped, "shift": _shifted, "crop": _cropped, "cutout": _with_hole}
+"""What each kind makes of pictures (rows, 3, height, width) and the numbers drawn for each."""

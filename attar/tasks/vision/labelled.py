@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attar.errors import DataError
+from attar.errors import DataError, nearest
 from attar.tasks.classes import Classification
 from attar.tasks.sampling import Batches
 from attar.tasks.splitting import split
 from attar.tasks.vision import networks, reading
-from attar.tasks.vision.augmenting import View, viewed
+from attar.tasks.vision.augmenting import CHANGES, View, viewed
 from attar.tasks.vision.decoding import look_through
 from attar.types import Batch, Count
 
@@ -57,6 +57,9 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             raise DataError(
                 "There are no views of pictures without `augment`; say how they change."
             )
+        if unknown := set(augment) - set(CHANGES):
+            word = min(unknown)
+            raise DataError(f"augment has no {word!r}; {nearest(word, CHANGES)}")
         albums = reading.read(dataset, columns)
         if test is not None:
             albums |= reading.read(test, columns, only="test")
