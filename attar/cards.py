@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attar.lineage import teachers
 from attar.report import Report, sentences
 from attar.report.card import MARK, About, card
+from attar.students import PAPER
 
 if TYPE_CHECKING:
     from attar.setting import Setting
@@ -32,6 +33,33 @@ ATTAR = """from attar import students
 model = students.load(".")
 text = model.tokenizer("{asked}", return_tensors="pt")
 print(model(input_ids=text["input_ids"], attention_mask=text["attention_mask"]).argmax())
+"""
+
+PICTURE = """import json
+import numpy
+from PIL import Image
+pixels = Image.open("picture.png").convert("RGB").resize(({width}, {height}))
+pixels = numpy.asarray(pixels, numpy.float32) / 255
+"""
+"""What a picture's pixels are before they are normalized."""
+
+PICTURE_ONNX = """import onnxruntime
+how = json.load(open("preprocessing/preprocessor_config.json"))
+pixels = (pixels - how["image_mean"]) / how["image_std"]
+asked = {{"pixel_values": pixels.transpose(2, 0, 1)[None].astype(numpy.float32)}}
+print(onnxruntime.InferenceSession("{name}").run(None, asked)[0].argmax())
+"""
+
+PICTURE_TRANSFORMERS = """from transformers import pipeline
+print(pipeline("image-classification", model=".")("picture.png"))
+"""
+
+PICTURE_ATTAR = """import torch
+from attar import students
+model = students.load(".")
+how = model.normalization
+pixels = torch.tensor((pixels - how["mean"]) / how["std"]).float()
+print(model(pixel_values=pixels.permute(2, 0, 1)[None]).argmax())
 """
 
 
@@ -64,12 +92,12 @@ def _free(folder: Path) -> Path:
 
 
 def _about(here: Setting, path: Path) -> About:
-    library, load, tokenizer = _loading(path)
+    library, load, tokenizer = _loading(path, here.task.facts.get("shape"))
     data = here.recipe.task.options.get("dataset", here.recipe.task.name)
     return About(
         kind=here.recipe.task.name.replace("vision", "image").replace(".", "-"),
         classes=len(here.task.classes),
-        limit=f"It was made for texts of up to {here.task.max_length} tokens.",
+        limit=here.task.limit,
         data=Path(str(data)).name,
         library=library,
         load=load,
@@ -78,13 +106,27 @@ def _about(here: Setting, path: Path) -> About:
     )
 
 
-def _loading(path: Path) -> tuple[str, str, str]:
-    """The library that loads it, how, and where its tokenizer lies."""
+def _loading(path: Path, shape: Sequence[int] | None) -> tuple[str, str, str]:
+    """The library that loads it, how, and where its tokenizer lies.
+
+    shape: height and width of its pictures; None where it reads texts
+    """
+    if shape is not None:
+        return _loading_seeing(path, *shape)
     if path.suffix == ".onnx":
         inside = "`tokenizer/`; the number is a place in `classes`, which the file's metadata has"
         return "onnx", ONNX.format(asked=ASKED, name=path.name), inside
-    if (path / "attar.json").is_file():
+    if (path / PAPER).is_file():
         return "attar", ATTAR.format(asked=ASKED), "this folder"
     if (path / "config.json").is_file():
         return "transformers", TRANSFORMERS.format(asked=ASKED), "this folder"
     return "other", "", ""
+
+
+def _loading_seeing(path: Path, height: int, width: int) -> tuple[str, str, str]:
+    opened = PICTURE.format(width=width, height=height)
+    if path.suffix == ".onnx":
+        return "onnx", opened + PICTURE_ONNX.format(name=path.name), ""
+    if (path / PAPER).is_file():
+        return "attar", opened + PICTURE_ATTAR, ""
+    return "transformers", PICTURE_TRANSFORMERS, ""

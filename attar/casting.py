@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from attar import arms
+from attar import arms, students
 from attar.errors import AttarError, ModelError
 from attar.recipe import Piece
-from attar.resolve import ask, asks, find
+from attar.resolve import ask, asks, chosen, find
 from attar.setting import Setting
 from attar.store import fingerprint
+
+LIBRARIES = ("package", "timm", "torchvision")
+"""What stands before a colon in names that are no code of the user's."""
 
 
 def load(here: Setting, name: str, **how: Any) -> nn.Module:
@@ -26,7 +29,10 @@ def load(here: Setting, name: str, **how: Any) -> nn.Module:
     Raises RecipeError for own code without trust, ModelError where no model comes of it.
     """
     source, colon, function = name.rpartition(":")
-    if not colon or source == "package" or not function.isidentifier():
+    own = Path(name).expanduser()
+    if own.suffix == ".safetensors" or (own / students.PAPER).is_file():
+        return here.task.load(students.load(own), **how)
+    if not colon or source in LIBRARIES or not function.isidentifier():
         return here.task.load(name, **how)
     build = find((), name, trust=here.trust)
     return here.task.load(_told(name, lambda: ask(build, given(here))), **how)
@@ -76,7 +82,8 @@ def built(here: Setting) -> nn.Module:
     """The network that the recipe's teacher is trained from, under a new head."""
     assert here.plan.teacher is not None
     torch.manual_seed(here.recipe.seed)
-    return here.task.load(here.plan.teacher.function.keywords["model"], new_head=True)
+    function = here.plan.teacher.function
+    return load(here, function.keywords["model"], new_head=not chosen(function, "keep_head"))
 
 
 def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = None) -> nn.Module:
@@ -88,5 +95,5 @@ def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = N
         assert teacher is not None
         return copy.deepcopy(teacher)
     torch.manual_seed(here.recipe.seed if seed is None else seed)
-    also = {"teacher": teacher, "texts": here.task.texts, "max_length": here.task.max_length}
+    also = {"teacher": teacher, **here.task.offers}
     return made(here, here.plan.student, also=also)

@@ -37,8 +37,15 @@ def for_compressors(here: Setting, book: Book) -> dict[str, Any]:
         "losses": here.task.losses,
         "score": here.task.score,
         "tell": book.tell,
-        "cut": partial(students.vocabulary.cut, texts=here.task.texts),
+        "cut": partial(_cut, here),
     }
+
+
+def _cut(here: Setting, model: nn.Module) -> nn.Module:
+    """The model with the word pieces alone that the training texts need."""
+    if "texts" not in here.task.offers:
+        raise RecipeError(f"prune.vocabulary is for texts; {here.task.noun} have no words.")
+    return students.vocabulary.cut(model, texts=here.task.offers["texts"])
 
 
 def in_short(given: dict[str, Any]) -> dict[str, Any]:

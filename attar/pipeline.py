@@ -17,7 +17,7 @@ from torch import nn
 
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
-from attar.casting import build_student, built, made, teacher_kept
+from attar.casting import build_student, built, load, made, teacher_kept
 from attar.compressing import called, check_step, compressed, for_compressors, in_short, made_by
 from attar.distill import Term
 from attar.distill.loop import Watch
@@ -111,15 +111,24 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     torch.manual_seed(here.recipe.seed)
 
     def train(engine: local, watch: Watch) -> nn.Module:
-        return ask(make, {"task": here.task, "engine": engine, "watch": watch})  # type: ignore[no-any-return]
+        given = {"task": here.task, "engine": engine, "watch": watch, "load": partial(load, here)}
+        return ask(make, given)  # type: ignore[no-any-return]
 
     build = partial(built, here)
     teacher, curve, _ = arms.trained(
         "Training the teacher", folder, here.engine, here.screen, build, train
     )
     book.note("teacher", curve)
-    book.teacher = export.transformers(teacher, here.out / "teacher")
+    book.teacher = _folder(here, teacher)
     return here.engine.prepare(teacher)
+
+
+def _folder(here: Setting, teacher: nn.Module) -> Path:
+    """The trained teacher as a folder, in the form that its make has."""
+    path = here.out / "teacher"
+    if "config" in vars(teacher):
+        return export.transformers(teacher, path, here.task.save)
+    return export.safetensors(teacher, path, students.save)
 
 
 def cast(here: Setting, book: Book) -> Cast:
@@ -248,25 +257,24 @@ def _export(
 ) -> Entry:
     """Write a file, and load it as a user would.
 
-    A file finds its tokenizer beside itself; one of another vocabulary gets a folder of its own.
+    A file finds beside itself what prepares its inputs; where that differs, in its own folder.
     """
     start = time.monotonic()
-    words = here.task.preprocessing(model)["tokenizer"]
-    folder = here.out / name if words != (book.words or words) else here.out
-    book.words = book.words or words
+    shown = here.task.preprocessing(model)
+    folder = here.out / name if shown != (book.shown or shown) else here.out
+    book.shown = book.shown or shown
     folder.mkdir(parents=True, exist_ok=True)
-    here.task.save(model, folder / "tokenizer")
-    facts = {"classes": list(here.task.classes), "max_length": here.task.max_length}
+    here.task.save(model, folder / here.task.beside)
     given = {
         "model": model,
         "example": here.task.example,
         "path": folder / name,
-        "facts": facts,
+        "facts": here.task.facts,
         "save": students.save,
+        "prepare": here.task.save,
     }
     path: Path = ask(step.function, given)
-    own = step.name == "export.safetensors"
-    loaded = students.load(path) if own else here.task.load(str(path))
+    loaded = load(here, str(path))
     here.screen.say(f"Wrote {path}, and read it back.")
     book.seconds[f"export {path.name}"] = time.monotonic() - start
     title = path.name if path.is_file() else f"{name}-folder"

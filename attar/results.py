@@ -28,6 +28,7 @@ from attar.measure.machine import flags, processor
 from attar.measure.memory import finished
 from attar.measure.questions import by_name, length, question
 from attar.report import Report, Row, verdict
+from attar.tasks import text
 
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
@@ -37,9 +38,12 @@ LIBRARIES = ("attar", "torch", "transformers", "onnx", "onnxruntime", "scikit-le
 
 ANSWER = """
 import torch
-from transformers import AutoModelForSequenceClassification
-model = AutoModelForSequenceClassification.from_pretrained({path!r}).eval()
-feed = {{name: torch.ones(shape, dtype=torch.long) for name, shape in {shapes!r}.items()}}
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+shapes, types = {shapes!r}, {types!r}
+seen = "pixel_values" in shapes
+kind = AutoModelForImageClassification if seen else AutoModelForSequenceClassification
+model = kind.from_pretrained({path!r}).eval()
+feed = {{name: torch.ones(shape, dtype=vars(torch)[types[name]]) for name, shape in shapes.items()}}
 with torch.inference_mode():
     for _ in range(3):
         model(**feed)
@@ -83,7 +87,9 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     """Score every model on the test split, time them in turns, and write the report."""
     start = time.monotonic()
     wanted = {piece.name: piece.function for piece in here.plan.measure}
-    floor = bag_of_words(here.task, "test") if "score" in wanted else None
+    floor = None
+    if isinstance(here.task, text.classification) and "score" in wanted:
+        floor = bag_of_words(here.task, "test")
     scores = _scores(here, entries) if "score" in wanted else {}
     _sign(here, entries, scores)
     for entry in entries:

@@ -20,7 +20,7 @@ from attar.recipe import Piece, teaches_alone
 from attar.resolve import ask, asks, chosen, compares
 from attar.setting import Book, Cast, Setting, Teaching
 from attar.store import fingerprint
-from attar.tasks.text import classification
+from attar.tasks.classes import Classification
 from attar.teach.stored import opened
 from attar.types import Batch, Knowledge, Lesson
 
@@ -68,7 +68,7 @@ def _check_own(here: Setting) -> None:
         )
 
 
-def _run_once(task: classification, batch: Batch, model: nn.Module) -> Knowledge:
+def _run_once(task: Classification, batch: Batch, model: nn.Module) -> Knowledge:
     return task.forward(model, batch)
 
 
@@ -181,8 +181,7 @@ def facts_of(here: Setting, teacher: nn.Module | None, taught: Teaching) -> dict
     """What decides the teacher's answers beside its weights; without it, what is asked of them."""
     layers = list(taught.teacher_layers)
     if teacher is None:
-        classes = list(here.task.classes)
-        return {"max_length": here.task.max_length, "classes": classes, "layers": layers}
+        return here.task.facts | {"layers": layers}
     own = here.task.preprocessing(teacher)
     own |= {"layers": layers, "precision": here.engine.precision}
     if here.taught_by("stored"):
@@ -238,9 +237,9 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
         def progress(rows: int) -> None:
             nonlocal done
             done += rows
-            advance(done, total, "texts")
+            advance(done, total, here.task.noun)
 
-        asked = teach.fill(known, here.task.sweep("train"), teacher, asking(here, taught), progress)
+        asked = teach.fill(known, here.task.foreseen(), teacher, asking(here, taught), progress)
         book.plan["knowledge"] = known.info()
     known_rows, size = len(known), known.bytes / 1e6
     here.screen.say(f"Knowledge: {known_rows} rows, {size:.1f} MB; {asked} asked now.")

@@ -16,7 +16,7 @@ from attar.errors import RecipeError
 from attar.recipe import Recipe, Resolved, check, read
 from attar.resolve import ask
 from attar.screen import Screen, Silent
-from attar.tasks.text import classification
+from attar.tasks.classes import Classification
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Setting:
 
     recipe: Recipe
     plan: Resolved
-    task: classification
+    task: Classification
     engine: local
     out: Path
     cache: Path
@@ -50,8 +50,8 @@ class Book:
     plan: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     teacher: Path | None = None
-    words: str = ""
-    """The hash of the tokenizer that lies in the run's folder."""
+    shown: dict[str, Any] = field(default_factory=dict)
+    """How inputs are prepared for the models whose files lie in the run's own folder."""
 
     def tell(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write down what a step found out, as a table for the report."""
@@ -107,7 +107,7 @@ def begin(
     for note in task.notes:
         screen.say(note)
     screen.say(
-        f"Data: {task.size('train')} training texts ({task.size('labelled')} labelled), "
+        f"Data: {task.size('train')} training {task.noun} ({task.size('labelled')} labelled), "
         f"{task.size('validation')} for validation, {task.size('test')} to test, "
         f"{len(task.classes)} classes."
     )
@@ -115,13 +115,19 @@ def begin(
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
 
 
-def _check_lengths(plan: Resolved, task: classification) -> None:
+def _check_lengths(plan: Resolved, task: Classification) -> None:
     """Raises RecipeError where answers are to be timed at more tokens than the task ever gives."""
+    limit = task.facts.get("max_length")
     for piece in plan.measure:
         longest = max(piece.function.keywords.get("tokens") or [0])
-        if longest > task.max_length:
+        if longest and limit is None:
             raise RecipeError(
-                f"latency is to be timed at {longest} tokens, but max_length is {task.max_length}, "
+                f"latency is to be timed at {longest} tokens, but {task.noun} have none; leave its "
+                "option tokens out."
+            )
+        if limit is not None and longest > limit:
+            raise RecipeError(
+                f"latency is to be timed at {longest} tokens, but max_length is {limit}, "
                 "and models need to take no more: raise it, or ask for fewer."
             )
 

@@ -16,8 +16,11 @@ from attar.engine import local
 from attar.errors import ModelError
 from attar.losses import response
 from attar.screen import Silent
-from attar.tasks.text import classification
+from attar.tasks.classes import Classification
 from attar.types import Count, Positive
+
+Load = Callable[..., nn.Module]
+"""Gives a model by its name; takes `new_head`."""
 
 __all__ = ["born_again", "distilled", "finetune", "load"]
 
@@ -49,9 +52,10 @@ def distilled(student_of: Callable[[str], nn.Module], *, recipe: str) -> nn.Modu
 
 
 def born_again(
-    task: classification,
+    task: Classification,
     engine: local,
     watch: Watch | None = None,
+    load: Load | None = None,
     *,
     model: str,
     generations: int = 2,
@@ -74,7 +78,7 @@ def born_again(
     if generations < 2:
         raise ModelError(f"born_again needs at least 2 generations, not {generations}.")
     first = partial(finetune, model=model, epochs=epochs, lr=lr, batch_size=batch_size, train=train)
-    build = partial(task.load, model, new_head=True)
+    build = partial(load or task.load, model, new_head=True)
     steps = round(epochs * len(task.batches("labelled", batch_size=batch_size)))
     teacher: nn.Module | None = None
     for number in range(generations):
@@ -82,7 +86,7 @@ def born_again(
         learn = (
             partial(_again, task, build, teacher, heard, first.keywords, steps)
             if teacher is not None
-            else lambda here, curve: first(task, here, _both(curve, heard))  # noqa: B023
+            else lambda here, curve: first(task, here, _both(curve, heard), load)  # noqa: B023
         )
         folder = (engine.folder or Path()) / f"generation-{number}"
         teacher, _, _ = arms.trained("generation", folder, engine, Silent(), build, learn)
@@ -91,7 +95,7 @@ def born_again(
 
 
 def _again(
-    task: classification,
+    task: Classification,
     build: Callable[[], nn.Module],
     teacher: nn.Module,
     heard: Watch,
@@ -140,9 +144,10 @@ def _within(watch: Watch | None, before: int, total: int) -> Watch:
 
 
 def finetune(
-    task: classification,
+    task: Classification,
     engine: local,
     watch: Watch | None = None,
+    load: Load | None = None,
     *,
     model: str,
     epochs: Positive = 10,
@@ -150,17 +155,20 @@ def finetune(
     batch_size: Count = 16,
     train: Literal["all", "head"] | int = "all",
     head_rate: float = 10.0,
+    keep_head: bool = False,
 ) -> nn.Module:
     """A pretrained model trained on the labels that may be seen.
 
+    load: loads more names than the task does
     model: folder, hub name or `package:NAME`; its head is replaced by one for this task's classes
     epochs: how often it sees each label
     lr: highest learning rate
     batch_size: examples of a step
     train: all of it, its head alone, or so many of its last blocks with the head
-    head_rate: the head's learning rate, as a multiple of `lr`
+    head_rate: a new head's learning rate, as a multiple of `lr`
+    keep_head: the head that it has answers for these classes in their order; it is trained on
     """
-    teacher = task.load(model, new_head=True)
+    teacher = (load or task.load)(model, new_head=not keep_head)
 
     def course(size: int) -> tuple[object, int]:
         batches = task.batches("labelled", batch_size=size)
@@ -176,7 +184,7 @@ def finetune(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
-        rates=rates(teacher, len(task.classes), train, head_rate),
+        rates=rates(teacher, len(task.classes), train, 1.0 if keep_head else head_rate),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -14,33 +13,35 @@ from attar import teach
 from attar.doctor.finding import Finding, share
 from attar.resolve import chosen
 from attar.setting import Cast, Setting
-from attar.types import Batch
+from attar.tasks import text
 
 
 def data(here: Setting) -> Iterator[Finding]:
-    """Counts, and what is wrong with the texts and their labels."""
+    """Counts, and what is wrong with the examples and their labels."""
     task = here.task
     parts = ("train", "labelled", "validation", "test")
     counts = ", ".join(f"{task.size(part)} {part}" for part in parts)
     yield Finding("data", True, f"{counts}; {len(task.classes)} classes.")
     yield from (Finding("data", None, note) for note in task.notes)
-    empty = sum(not text.strip() for text in task.texts)
-    yield share("empty texts", (empty, len(task.texts)), "training texts are empty", "remove them")
-    known = set(task.texts)
-    twice = sum(text in known for text in task.texts_of("test"))
-    cure = "scores on them are too good; remove them from either"
-    yield share("leakage", (twice, task.size("test")), "test texts are training texts too", cure)
-    sizes = Counter(task.labelled[1])
-    least, most = min(sizes.values()), max(sizes.values())
-    says = f"Classes have {least} to {most} labelled texts"
+    if isinstance(task, text.classification):
+        empty = sum(not each.strip() for each in task.texts), len(task.texts)
+        yield share("empty texts", empty, "training texts are empty", "remove them")
+    twice = task.repeated("test"), task.size("test")
+    says = f"test {task.noun} are training {task.noun} too"
+    yield share("leakage", twice, says, "scores on them are too good; remove them from either")
+    sizes = task.counts().values()
+    least, most = min(sizes), max(sizes)
+    says = f"Classes have {least} to {most} labelled {task.noun}"
     told = f"{says}." if most <= 10 * least else f"{says}: read macro_f1 beside the accuracy."
     yield Finding("balance", True if most <= 10 * least else None, told)
 
 
 def tokens(here: Setting, cast: Cast) -> Iterator[Finding]:
     """Whether texts are cut off, and whether both models see the same pieces."""
+    if not isinstance(here.task, text.classification):
+        return
     limit = here.task.max_length
-    texts = _spread(here, "train", 1000).inputs
+    texts = here.task.spread("train", 1000).inputs
     mine: Any = cast.student.tokenizer
     ids = mine(list(texts), truncation=True, max_length=limit + 1)["input_ids"]
     cut = sum(len(row) > limit for row in ids)
@@ -116,7 +117,7 @@ def _agreement(name: str, logits: Tensor, labels: Tensor, classes: Sequence[str]
 
 def eval_mode(here: Setting, cast: Cast) -> Iterator[Finding]:
     """Whether the teacher, asked twice, says the same."""
-    name, batch = "eval mode", _spread(here, "train", 8)
+    name, batch = "eval mode", here.task.spread("train", 8)
     if cast.teacher is None:
         yield Finding(name, None, "There is no teacher.")
         return
@@ -133,7 +134,7 @@ def eval_mode(here: Setting, cast: Cast) -> Iterator[Finding]:
 
 def parity(here: Setting, cast: Cast) -> Iterator[Finding]:
     """Whether an answer stays the same beside longer texts, for teacher and student."""
-    batch = _spread(here, "train", 8)
+    batch = here.task.spread("train", 8)
     forward = here.task.forward
     for whose, model in (("teacher", cast.teacher), ("student", cast.student)):
         if model is None:
@@ -174,17 +175,9 @@ def logit_scale(here: Setting, cast: Cast) -> Iterator[Finding]:
         yield Finding(name, True, f"{says} on the mean.")
 
 
-def _spread(here: Setting, part: str, rows: int) -> Batch:
-    """Some examples of a part, from the shortest to the longest."""
-    whole = next(here.task.sweep(part, batch_size=here.task.size(part)))
-    at = sorted({int(n) for n in torch.linspace(0, len(whole) - 1, rows)})
-    inputs, keys = ([column[n] for n in at] for column in (whole.inputs, whole.keys))
-    return Batch(tuple(inputs), whole.labels[at], tuple(keys))
-
-
 def _answered(here: Setting, teacher: nn.Module, part: str, rows: int) -> tuple[Tensor, Tensor]:
     """The teacher's logits (rows, classes) for some examples, and their labels."""
-    batch = _spread(here, part, rows)
+    batch = here.task.spread(part, rows)
     parts = [batch.rows(n, n + 64) for n in range(0, len(batch), 64)]
     known = [teach.ask(teacher, each, here.task.forward).logits.cpu() for each in parts]
     return torch.cat(known), batch.labels

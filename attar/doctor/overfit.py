@@ -44,10 +44,12 @@ def overfit(here: Setting, cast: Cast) -> Iterator[Finding]:
     rows, by = sum(map(len, batches)), "" if cast.trained else " by the labels"
     says = f"its loss above the least goes from {start:.3g} to {end:.3g} in {len(losses)} steps{by}"
     if _learned(losses):
-        yield Finding(name, True, f"The student learns {rows} texts by heart: {says}.")
+        yield Finding(name, True, f"The student learns {rows} {here.task.noun} by heart: {says}.")
         return
     cure = f"raise lr ({chosen(step, 'lr'):g}), look at rates, or take a larger student."
-    yield Finding(name, False, f"The student can't learn {rows} texts by heart: {says}; {cure}")
+    yield Finding(
+        name, False, f"The student can't learn {rows} {here.task.noun} by heart: {says}; {cure}"
+    )
 
 
 def _constant(here: Setting, cast: Cast) -> tuple[distill.Term, ...]:

@@ -17,31 +17,35 @@ from attar.types import Quantized
 
 @runtime_checkable
 class _Pretrained(Protocol):
-    """What models of `transformers` can do, and what attar has them carry."""
+    """What models of `transformers` can do."""
 
     config: Any
-    tokenizer: Any
 
     def save_pretrained(self, folder: str | Path) -> Any: ...
 
 
-def transformers(model: nn.Module, path: str | Path) -> Path:
-    """A folder that `transformers` loads without attar: safetensors, config and tokenizer.
+def transformers(
+    model: nn.Module,
+    path: str | Path,
+    prepare: Callable[[nn.Module, Path], None] | None = None,
+) -> Path:
+    """A folder that `transformers` loads without attar: safetensors, config, and what prepares.
 
+    prepare: writes what prepares the model's inputs; its tokenizer where left out
     Raises ExportError for a quantized model, one of another make, and where it can't be written.
     """
     path = Path(path)
     _check(model, path, "transformers")
     if not isinstance(model, _Pretrained):
         raise ExportError(
-            f"{type(model).__name__} is no `transformers` model with a tokenizer; use "
-            "export.safetensors or export.onnx."
+            f"{type(model).__name__} is no `transformers` model; use export.safetensors or "
+            "export.onnx."
         )
     check_class(model)
     with _without_bars():
         try:
             model.save_pretrained(path)
-            model.tokenizer.save_pretrained(path)
+            (prepare or _with_tokenizer)(model, path)
         except OSError as error:
             raise ExportError(f"{path} can't be written ({error.strerror or error}).") from error
     return path
@@ -76,6 +80,11 @@ def check_class(model: nn.Module) -> None:
             f"{kind.__name__} has other layers than its class knows (factorize and smooth make "
             "such), so no folder of it would load; use export.onnx."
         )
+
+
+def _with_tokenizer(model: nn.Module, path: Path) -> None:
+    tokenizer: Any = model.tokenizer
+    tokenizer.save_pretrained(path)
 
 
 def _check(model: nn.Module, path: Path, form: str) -> None:

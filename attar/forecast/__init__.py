@@ -26,6 +26,7 @@ from attar.measure.comparing import answer
 from attar.resolve import ask, chosen
 from attar.screen import Silent
 from attar.setting import Book, Cast, Setting
+from attar.tasks import text
 from attar.types import Batch, Lesson
 
 BUDGET = 0.8
@@ -84,8 +85,8 @@ def forecast(here: Setting) -> Forecast:
 class _Look:
     """What is known before the first stage is looked at.
 
-    tokens: of a text; row: bytes that the teacher's knowledge of a text takes in a store
-    asking, answering: seconds of asking the teacher, and the student, about a text
+    tokens: of an example, 0 where it has none; row: bytes that knowledge of it takes in a store
+    asking, answering: seconds of asking the teacher, and the student, about it
     """
 
     here: Setting
@@ -97,8 +98,7 @@ class _Look:
 
 
 def _look(here: Setting, cast: Cast) -> _Look:
-    texts = here.task.texts[:: max(1, here.task.size("train") // 1000)]
-    tokens = int(here.task.encode(cast.student, texts)["attention_mask"].sum()) / len(texts)
+    tokens = here.task.tokens(cast.student) or 0.0
     some = _some(here)
     asking, row = (0.0, 0.0) if cast.teacher is None else _asking(here, cast, some)
     teach.ask(cast.student, some[0], here.task.forward)  # the first is slower than all that follow
@@ -110,10 +110,10 @@ def _look(here: Setting, cast: Cast) -> _Look:
 
 
 def _some(here: Setting, batches: int = 4) -> list[Batch]:
-    """Some batches of the training texts, from short ones to long ones."""
-    every = list(here.task.sweep("train"))
-    at = {int((n + 0.5) * len(every) / batches) for n in range(batches)}
-    return [every[n] for n in sorted(at)]
+    """Some batches of the training data, from short texts to long ones."""
+    whole = here.task.spread("train", 64 * batches)
+    size = -(-len(whole) // batches)
+    return [whole.rows(start, start + size) for start in range(0, len(whole), size)]
 
 
 def _asking(here: Setting, cast: Cast, some: Sequence[Batch]) -> tuple[float, float]:
@@ -177,6 +177,7 @@ def _teacher(look: _Look) -> Stage:
     assert cast.teacher is not None
     make, clock = here.plan.teacher.function, _Clock(0.0 if cast.trained else BUDGET)
     given = {"task": here.task, "engine": ask(here.plan.engine.function, {})}
+    given["load"] = partial(casting.load, here)
     clock.time(lambda watch: ask(make, {**given, "watch": watch}))
     training = _training(look, "labelled", clock, make, cast.teacher)
     seconds = 0.0 if cast.trained else clock.steps * clock.pace
@@ -218,7 +219,7 @@ def _knowledge(look: _Look) -> Stage:
     here, cast = look.here, look.cast
     assert cast.teacher is not None
     assert here.plan.teach is not None
-    keys = list({key for batch in here.task.sweep("train") for key in batch.keys})
+    keys = list({key for batch in here.task.foreseen() for key in batch.keys})
     folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
     facts = schooling.facts_of(here, cast.teacher, cast.taught)
     kept = schooling.how_kept(here)
@@ -288,7 +289,8 @@ def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
     seconds = 0.0
     if "score" in wanted:
         seconds += here.task.size("test") * (look.asking + look.answering * len(followed))
-        seconds += WORDS * here.task.size("labelled") * len(here.task.classes)
+        if isinstance(here.task, text.classification):
+            seconds += WORDS * here.task.size("labelled") * len(here.task.classes)
     if "latency" in wanted:
         models = {"student": cast.student} | ({"teacher": cast.teacher} if cast.teacher else {})
         answers = {name: answer(model, here.task.example) for name, model in models.items()}

@@ -14,7 +14,7 @@ from attar.report.figures import count, duration, size
 class Training:
     """What a training consists of.
 
-    part: of the data, with `examples` texts; tokens: of all its steps together
+    part: of the data, with so many examples; tokens: of all its steps together, 0 of pictures
     parameters: of the model; trained: those of them, and of bridges, that change
     activations: bytes that one step keeps for its gradients
     """
@@ -52,7 +52,7 @@ class Stage:
 class Forecast:
     """What a run will take, roughly.
 
-    data: texts of each part; tokens: of a text, on the mean
+    data: examples of each part; tokens: of one, on the mean, 0 of pictures
     parameters: of teacher, student and bridges; layers: what is compared, by loss
     stages: in their order; memory: bytes, by what they are for
     load: what else this machine did, for each core
@@ -100,7 +100,8 @@ class Forecast:
         models = ", ".join(f"{name} {count(n)}" for name, n in self.parameters.items() if n)
         memory = ", ".join(f"{name} {size(n)}" for name, n in self.memory.items() if n)
         return [
-            f"data     {parts}; {self.classes} classes, {self.tokens:.0f} tokens a text",
+            f"data     {parts}; {self.classes} classes"
+            + f", {self.tokens:.0f} tokens a text" * (self.tokens > 0),
             f"models   parameters: {models}",
             *(
                 f"layers   {loss}: student {pair['student']} <- teacher {pair['teacher']}"

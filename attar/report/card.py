@@ -160,10 +160,10 @@ def _steps(report: Report) -> list[str]:
 def _named(steps: object) -> Iterator[str]:
     """The names of steps, those that are repeated once."""
     for each in steps if isinstance(steps, list | tuple) else ():
-        name, options = (
-            next(iter(each.items()), ("", {})) if isinstance(each, Mapping) else (each, {})
-        )
-        yield from _named(options["steps"]) if name == "repeat" else (str(name),)
+        if isinstance(each, Mapping) and "repeat" in each:
+            yield from _named(each["repeat"]["steps"])
+        else:
+            yield str(next(iter(each), "")) if isinstance(each, Mapping) else str(each)
 
 
 def _measured(report: Report, rows: Sequence[Row]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,22 @@ from torch import Tensor, nn
 from attar.errors import DataError, ModelError, nearest
 from attar.taps import tapped
 from attar.tasks.loading import logits
+from attar.tasks.sampling import Batches
 from attar.types import IGNORE, Batch, Knowledge
 
 
 class Classification(ABC):
     """A task whose answer is one of some named classes.
 
+    kind: its name in a recipe
     noun: what its examples are, for sentences
+    beside: the folder beside an exported file in which `save` writes what a user needs with it
     _drawn: what decides how training examples change, where they do
     """
 
+    kind: str
     noun: str
+    beside: str
     classes: tuple[str, ...]
     rows: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
@@ -35,13 +41,53 @@ class Classification(ABC):
     _keys: Sequence[str]
     _drawn: str = ""
 
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What decides, whoever is asked, how an example is put, and what the answers mean."""
+
+    @property
+    @abstractmethod
+    def limit(self) -> str:
+        """What a model of this task was made for, in a sentence."""
+
+    @property
+    def offers(self) -> Mapping[str, Any]:
+        """What students and compressors may ask for beside the classes."""
+        return {}
+
+    @abstractmethod
+    def load(
+        self,
+        name: str | nn.Module,
+        *,
+        new_head: bool = False,
+        partly: bool = False,
+        threads: int = 1,
+    ) -> nn.Module:
+        """A model for this task's classes, by name or the user's own."""
+
+    @abstractmethod
+    def batches(
+        self, part: str = "train", *, batch_size: int = 32, seed: int | None = None
+    ) -> Batches:
+        """An endless, seeded, resumable stream over `train` or `labelled`."""
+
+    @abstractmethod
+    def example(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The model's inputs for one typical example."""
+
+    @abstractmethod
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """What decides, beside the weights, what a model makes of an example."""
+
+    @abstractmethod
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write what a user of the model needs beside it."""
+
     @abstractmethod
     def encode(self, model: nn.Module, inputs: Any) -> Mapping[str, Tensor]:
         """The model's own inputs for those of a batch."""
-
-    @abstractmethod
-    def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
-        """Every example of a part once."""
 
     @abstractmethod
     def _batch(self, rows: Sequence[int]) -> Batch:
@@ -51,6 +97,38 @@ class Classification(ABC):
     def has_pool(self) -> bool:
         """Whether there are training examples without a label."""
         return len(self.rows["labelled"]) < len(self.rows["train"])
+
+    def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
+        """Every example of a part once, as it is, the like in length together."""
+        rows = self._ordered(part)
+        for start in range(0, len(rows), batch_size):
+            yield self._batch(rows[start : start + batch_size])
+
+    def foreseen(self) -> Iterator[Batch]:
+        """All that training will show and that can be told beforehand."""
+        return self.sweep("train")
+
+    def spread(self, part: str, rows: int) -> Batch:
+        """Some examples of a part, evenly spread over those of a sweep."""
+        ordered = self._ordered(part)
+        at = np.unique(np.linspace(0, len(ordered) - 1, rows).astype(int))
+        return self._batch([ordered[n] for n in at])
+
+    def repeated(self, part: str, other: str = "train") -> int:
+        """How many examples of a part are examples of another too."""
+        known = {self._keys[row] for row in self._part(other)}
+        return sum(self._keys[row] in known for row in self._part(part))
+
+    def tokens(self, model: nn.Module) -> float | None:
+        """Tokens of an example, the mean of some; None where a model reads something else."""
+        inputs = self.encode(model, self.spread("train", 1000).inputs)
+        mask = inputs.get("attention_mask")
+        return None if mask is None else float(mask.sum(1).float().mean())
+
+    def counts(self) -> dict[str, int]:
+        """How many labels that may be learned from each class has, of those that have any."""
+        shown = [int(self._shown[row]) for row in self._part("labelled")]
+        return {name: shown.count(n) for n, name in enumerate(self.classes) if n in shown}
 
     def size(self, part: str) -> int:
         """The number of examples of a part of the data."""
@@ -129,6 +207,10 @@ class Classification(ABC):
         order = np.random.default_rng(self._seed).permutation(self._part(part)).tolist()
         for start in range(0, len(order), batch_size):
             yield self._batch(order[start : start + batch_size])
+
+    def _ordered(self, part: str) -> Sequence[int]:
+        """The rows of a part in the order of a sweep."""
+        return self._part(part)
 
     def _part(self, name: str) -> tuple[int, ...]:
         if name not in self.rows:

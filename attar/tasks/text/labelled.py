@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
 
     kind = "text.classification"
     noun = "texts"
+    beside = "tokenizer"
 
     def __init__(
         self,
@@ -121,12 +122,6 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             seed=self._seed if seed is None else seed,
         )
 
-    def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
-        """Every example of a part once, the like in length together."""
-        rows = sorted(self._part(part), key=lambda row: (len(self._texts[row]), row))
-        for start in range(0, len(rows), batch_size):
-            yield self._batch(rows[start : start + batch_size])
-
     def texts_of(self, part: str) -> tuple[str, ...]:
         """The texts of a part, in the order of `rows[part]`."""
         return tuple(self._texts[row] for row in self._part(part))
@@ -161,9 +156,26 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             "classes": list(self.classes),
         }
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The classes, and where texts are cut off."""
+        return {"max_length": self.max_length, "classes": list(self.classes)}
+
+    @property
+    def limit(self) -> str:
+        return f"It was made for texts of up to {self.max_length} tokens."
+
+    @property
+    def offers(self) -> Mapping[str, Any]:
+        """The training texts and where they are cut off."""
+        return {"texts": self.texts, "max_length": self.max_length}
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model's tokenizer beside it."""
         tokenizing.tokenizer_of(model).save_pretrained(folder)
+
+    def _ordered(self, part: str) -> Sequence[int]:
+        return sorted(self._part(part), key=lambda row: (len(self._texts[row]), row))
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         return Batch(

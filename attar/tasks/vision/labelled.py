@@ -38,6 +38,7 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
 
     kind = "vision.classification"
     noun = "pictures"
+    beside = "preprocessing"
 
     def __init__(
         self,
@@ -126,19 +127,13 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             seen=lambda batch, epoch: self._view(batch, drawn, epoch),
         )
 
-    def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
-        """Every picture of a part once, as it is."""
-        rows = self._part(part)
-        for start in range(0, len(rows), batch_size):
-            yield self._batch(rows[start : start + batch_size])
-
-    def foreseen(self, *, batch_size: int = 64) -> Iterator[Batch]:
+    def foreseen(self) -> Iterator[Batch]:
         """All that training will show and that can be said beforehand: each view of each picture.
 
         Nothing where every epoch has views of its own: those are asked for as they come.
         """
         for view in range(self.views or not self.augment):
-            for batch in self.sweep("train", batch_size=batch_size):
+            for batch in self.sweep("train"):
                 yield self._view(batch, self._seed, view)
 
     def example(self, model: nn.Module) -> Mapping[str, Tensor]:
@@ -159,6 +154,16 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             "shape": list(self.shape),
             "classes": list(self.classes),
         }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The classes, and the pictures' height and width."""
+        return {"shape": list(self.shape), "classes": list(self.classes)}
+
+    @property
+    def limit(self) -> str:
+        height, width = self.shape
+        return f"It was made for pictures of {width} x {height} pixels."
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write beside a model how its pictures are normalized."""
