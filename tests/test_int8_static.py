@@ -138,7 +138,7 @@ def test_a_linear_layer_computes_what_onnx_defines(shape: tuple[int, ...], bias:
 
 def test_seven_bits_keep_the_sum_of_two_products_in_sixteen() -> None:
     (seven, eight) = (
-        max(int(m.integers.abs().max()) for m in small.modules() if isinstance(m, Int8Layer))
+        max(int(m.integers().abs().max()) for m in small.modules() if isinstance(m, Int8Layer))
         for small in (static(Convolved()), static(Convolved(), reduce_range=False))
     )
     assert 2 * 255 * seven <= 2**15 - 1 < 2 * 255 * eight

@@ -42,7 +42,7 @@ def log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
 
 def test_harm_is_how_far_the_answers_move_when_one_layer_alone_is_lowered() -> None:
     model, tables = Mlp(width=64).eval(), Tables()
-    quantize.mixed(model, calibration, always, told(tables), batches=2)
+    quantize.mixed(model, example, calibration, always, told(tables), batches=2)
     rows = {row["layer"]: row for row in tables["Harm by layer"]}
     assert list(rows) == ["embedding", "hidden", "head"]
     lowered = {
@@ -83,7 +83,7 @@ def bytes_of(module: nn.Module) -> int:
 def test_no_other_mixture_is_as_small_and_harms_less(share: float) -> None:
     model, tables = Fragile().eval(), Tables()
     size = int(share * bytes_of(model))
-    small = quantize.mixed(model, calibration, always, told(tables), size=size)
+    small = quantize.mixed(model, example, calibration, always, told(tables), size=size)
     assert bytes_of(small) <= size
     eight, four = quantize.int8_dynamic(model), quantize.int4_weight(model, calibration)
     sizes, harms = {}, {}
@@ -107,7 +107,7 @@ def test_bits_go_where_they_are_needed() -> None:
     # More than the quiet layer can give in 8 bits; in 4 it can.
     size = bytes_of(model) - int(0.78 * bytes_of(model.quiet))
     small = quantize.mixed(
-        model, calibration, always, told({}), size=size, exclude=["embedding", "head"]
+        model, example, calibration, always, told({}), size=size, exclude=["embedding", "head"]
     )
     assert isinstance(small.quiet, PackedLinear)
     assert type(small.loud) is nn.Linear
@@ -130,7 +130,7 @@ def agreement(truth: nn.Module) -> Any:
 def test_the_score_of_the_mixture_falls_by_no_more_than_the_drop(drop: float) -> None:
     model, tables = Fragile().eval(), Tables()
     judge = agreement(model)
-    small = quantize.mixed(model, calibration, judge, told(tables), drop=drop)
+    small = quantize.mixed(model, example, calibration, judge, told(tables), drop=drop)
     assert judge(small)["score"] >= 1 - drop
     tried = tables["Mixtures tried"]
     assert tried[0] == {"lowered": 0, "bytes": bytes_of(model), "score": 1.0}
@@ -149,7 +149,7 @@ def test_layers_are_put_back_until_the_bound_holds() -> None:
         return {"score": 0.9 if lowered <= 5 else 0.5}
 
     small = quantize.mixed(
-        model, calibration, fragile, told(tables), exclude=["bert.embeddings"], batches=1
+        model, example, calibration, fragile, told(tables), exclude=["bert.embeddings"], batches=1
     )
     lowered = [m for m in small.modules() if isinstance(m, Quantized)]
     assert len(lowered) == 5
@@ -161,19 +161,19 @@ def test_layers_are_put_back_until_the_bound_holds() -> None:
 def test_bounds_that_can_not_be_met_are_refused_in_a_sentence() -> None:
     model = Mlp(width=64).eval()
     with pytest.raises(ModelError, match=r"^Mlp has \d+ bytes with all layers .* allows 100;"):
-        quantize.mixed(model, calibration, always, told({}), size=100)
+        quantize.mixed(model, example, calibration, always, told({}), size=100)
     least = bytes_of(quantize.int4_weight(model, calibration)) + 100
 
     def strict(asked: nn.Module) -> dict[str, float]:
         return {"score": float(not any(isinstance(m, Quantized) for m in asked.modules()))}
 
     with pytest.raises(ModelError, match=r"scores 0\.0000, and drop asks for 0\.9000; allow more"):
-        quantize.mixed(model, calibration, strict, told({}), size=least, drop=0.1)
+        quantize.mixed(model, example, calibration, strict, told({}), size=least, drop=0.1)
     with pytest.raises(ModelError, match="no batch to measure harm on: set batches to 1 or more"):
-        quantize.mixed(model, calibration, always, told({}), batches=0)
+        quantize.mixed(model, example, calibration, always, told({}), batches=0)
     wrong: Any = ("int4",)
     with pytest.raises(ModelError, match="'int4' is no candidate; choose from"):
-        quantize.mixed(model, calibration, always, told({}), candidates=wrong)
+        quantize.mixed(model, example, calibration, always, told({}), candidates=wrong)
 
 
 def test_one_candidate_alone_and_a_shared_layer_once() -> None:
@@ -181,7 +181,7 @@ def test_one_candidate_alone_and_a_shared_layer_once() -> None:
     layers = model.bert.encoder.layer
     layers[1].output.dense = layers[0].output.dense
     small = quantize.mixed(
-        model, calibration, always, told(tables), candidates=("int4_weight",), batches=1
+        model, example, calibration, always, told(tables), candidates=("int4_weight",), batches=1
     )
     twins = small.bert.encoder.layer
     assert isinstance(twins[0].output.dense, PackedLinear)
@@ -198,7 +198,7 @@ def test_the_same_table_comes_out_twice(make: str) -> None:
     for tables in (first, second):
         torch.manual_seed(0)
         model = MODELS[make]().eval()
-        quantize.mixed(model, calibration, score, told(tables), batches=1)
+        quantize.mixed(model, example, calibration, score, told(tables), batches=1)
     assert first == second
 
 
@@ -206,6 +206,7 @@ def test_layers_that_one_candidate_alone_can_lower_have_that_one() -> None:
     model, tables = MODELS["lstm"]().eval(), Tables()
     small = quantize.mixed(
         model,
+        example,
         calibration,
         always,
         told(tables),

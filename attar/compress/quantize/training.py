@@ -57,13 +57,15 @@ def qat(
     trained = deepcopy(model).eval()
     unfuse_(trained)
     plan = planned_(trained, example, exclude)
-    seen = observed(trained, plan, calibration, batches)
+    seen = observed(trained, plan.places, calibration, batches)
     learned = ranges == "learned"
-    grids = [LearnedGrid(each) if learned else MovingGrid(each) for each in seen]
+    kind = LearnedGrid if learned else MovingGrid
+    grids = [kind(seen[place.spot]) for place in plan.places]
     most = largest(bits, reduce_range)
-    for layer, stand in stood_(trained, plan, grids):
+    for path, stand in stood_(trained, plan, grids):
+        layer = plan.layers[path]
         swap_(trained, layer, Snapped(layer, bits, most, stand, learned=learned))
-    for table in plan.tables:
+    for table in plan.tables.values():
         swap_(trained, table, SnappedTable(table))
     return trained.eval()
 
