@@ -124,7 +124,8 @@ def _feeding(model: nn.Module, flow: Flow) -> _Feeding:
     }
     for visit in flow.visits:
         if visit.path in linears:
-            linear, source = linears[visit.path], given.get(visit.takes)
+            linear = linears[visit.path]
+            source = None if visit.takes is None else given.get(visit.takes)
             feeding.sources[linear].add(source)
             if source is not None:
                 feeding.fed[source].add(linear)
