@@ -13,16 +13,27 @@ from attar.types import Sparse
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """The paths of the longest stack of like blocks; none where the model is not built of one."""
-    stacks = [
-        (path, list(stack.named_children()))
+    """The paths of the like blocks a model is built of, in its order; none where it is not.
+
+    They are one stack, the longest; in a network that attar does not rebuild from a configuration,
+    such as one of convolutions, also the stacks of the same blocks beside it: its other stages.
+    """
+    stacks = {
+        path: stack
         for path, stack in model.named_modules()
         if isinstance(stack, nn.ModuleList | nn.Sequential) and _alike(list(stack))
-    ]
+    }
     if not stacks:
         return []
-    path, stack = max(stacks, key=lambda found: len(found[1]))
-    return [f"{path}.{name}" if path else name for name, _ in stack]
+    longest = max(stacks, key=lambda path: len(stacks[path]))
+    kind = type(stacks[longest][0])
+    stages = [longest] if "config" in vars(model) else list(stacks)
+    return [
+        f"{path}.{name}" if path else name
+        for path in stages
+        for name, block in stacks[path].named_children()
+        if type(block) is kind
+    ]
 
 
 def with_layers(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
@@ -39,14 +50,15 @@ def with_layers(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
     if not paths:
         raise ModelError(f"{type(model).__name__} has no stack of like layers to choose from.")
     small = deepcopy(model)
-    path = paths[0].rpartition(".")[0]
-    stack = small.get_submodule(path)
-    assert isinstance(stack, nn.ModuleList | nn.Sequential)
-    fewer = [stack[n] for n in chosen]
-    kept = nn.ModuleList(fewer) if isinstance(stack, nn.ModuleList) else nn.Sequential(*fewer)
-    if not path:
-        return kept
-    small.set_submodule(path, kept)
+    stages = dict.fromkeys(path.rpartition(".")[0] for path in paths)
+    for stage in stages:
+        names = [paths[n] for n in chosen if paths[n].rpartition(".")[0] == stage]
+        fewer = [small.get_submodule(name) for name in names]
+        whole = small.get_submodule(stage)
+        kept = nn.ModuleList(fewer) if isinstance(whole, nn.ModuleList) else nn.Sequential(*fewer)
+        if not stage:
+            return kept
+        small.set_submodule(stage, kept)
     return small
 
 

@@ -56,18 +56,18 @@ class Pictures:
     test: tuple[Tensor, Tensor]
     mirrored: bool
 
-    def batches(self, steps: int, seed: int) -> Iterator[Batch]:
+    def batches(self, steps: int, seed: int, size: int = ROWS) -> Iterator[Batch]:
         """Batches drawn at random; each picture is shifted by up to an eighth of its side."""
         chance = torch.Generator().manual_seed(seed)
         pictures, labels = self.train
         side = pictures.shape[-1]
         reach = side // 8
         for _ in range(steps):
-            rows = torch.randint(len(labels), (ROWS,), generator=chance)
-            mirror = self.mirrored & (torch.rand(ROWS, 1, 1, 1, generator=chance) < 0.5)
+            rows = torch.randint(len(labels), (size,), generator=chance)
+            mirror = self.mirrored & (torch.rand(size, 1, 1, 1, generator=chance) < 0.5)
             seen = torch.where(mirror, pictures[rows].flip(3), pictures[rows])
             padded = F.pad(seen, [reach] * 4, mode="replicate")
-            starts = torch.randint(2 * reach + 1, (ROWS, 2), generator=chance).tolist()
+            starts = torch.randint(2 * reach + 1, (size, 2), generator=chance).tolist()
             shifted = [
                 each[:, down : down + side, right : right + side]
                 for each, (down, right) in zip(padded, starts, strict=True)
@@ -84,10 +84,15 @@ class Pictures:
             yield {"pixel_values": rows}
 
     def held(self, share: float) -> tuple[Pictures, Pictures]:
-        """Two of it: without a share of what it trains with, and with that share to test with."""
+        """Without a share of the pictures to train with; and with that share to test with."""
         (seen, labels), count = self.train, int(share * len(self.train[1]))
         rest, apart = ((seen[part], labels[part]) for part in (slice(count, None), slice(count)))
         return Pictures(rest, self.test, self.mirrored), Pictures(rest, apart, self.mirrored)
+
+    def losses(self, model: nn.Module) -> Iterator[Tensor]:
+        """What a model loses on the training pictures, batch by batch in their order."""
+        for seen, labels in zip(*(each.split(ROWS) for each in self.train), strict=True):
+            yield F.cross_entropy(model(seen), labels)
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
@@ -107,7 +112,7 @@ def main() -> None:
     options.add_argument("--test", type=int, default=10_000)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = options.parse_args()
-    pictures = digits() if given.cifar is None else cifar(given.cifar / "cifar10", given.test)
+    pictures = digits() if given.cifar is None else cifar(given.cifar, 20_000, given.test)
     rows: dict[str, list[float]] = {}
     pictures, held = pictures.held(HELD)
     sizes: dict[str, list[int]] = {}
@@ -135,12 +140,12 @@ def digits() -> Pictures:
     return Pictures((pictures[train], labels[train]), (pictures[test], labels[test]), False)
 
 
-def cifar(folder: Path, test: int) -> Pictures:
-    """CIFAR-10 as JPEG: 20,000 pictures to train and some to test with."""
+def cifar(data: Path, train: int, test: int) -> Pictures:
+    """CIFAR-10 as JPEG: so many pictures to train and to test with."""
     from PIL import Image
 
     def read(part: str, count: int) -> tuple[Tensor, Tensor]:
-        file = np.load(folder / f"{part}.npz")
+        file = np.load(data / "cifar10" / f"{part}.npz")
         blob, at = file["blob"], file["offsets"]
         pictures = [
             np.asarray(Image.open(io.BytesIO(blob[at[n] : at[n + 1]].tobytes())).convert("RGB"))
@@ -151,7 +156,7 @@ def cifar(folder: Path, test: int) -> Pictures:
         labels = torch.from_numpy(file["labels"][:count].astype(np.int64))
         return torch.from_numpy(seen.astype(np.float32)).permute(0, 3, 1, 2).contiguous(), labels
 
-    return Pictures(read("train", 20_000), read("test", test), True)
+    return Pictures(read("train", train), read("test", test), True)
 
 
 def begun(pictures: Pictures, weights: Path | None, steps: int, seed: int) -> nn.Module:

@@ -115,6 +115,27 @@ def test_hidden_units_that_are_always_zero_go_first() -> None:
 # How it is measured
 
 
+def test_the_scale_of_the_batch_norm_behind_a_channel_tells_what_goes() -> None:
+    """Liu et al. 2017: by its size, of either sign; one threshold over layers where asked."""
+    model = Convolved(width=8, groups=1).eval()
+    with torch.no_grad():
+        model.norm.weight.copy_(torch.tensor([9.0, 9, 9, 9, 9, 9, 9, 9]))
+        model.block.norm.weight.copy_(torch.tensor([0.5, -0.1, 2, -3, 0.2, 1, -0.3, 4]))
+        kept = model.block.first.weight[[0, 2, 3, 5, 6, 7]].clone()
+    options = {"importance": "scale", "exclude": ["block.second", "stem"]}
+    small = structured(model, ratio=0.25, **options)
+    assert torch.equal(small.block.first.weight, kept)
+    assert small.block.norm.weight.tolist() == pytest.approx([0.5, 2, -3, 1, -0.3, 4])
+    small = structured(model, ratio=0.25, scope="global", **options)
+    assert small.block.first.out_channels == 6
+
+
+@pytest.mark.parametrize("name", ["mlp", "bert"])
+def test_without_a_batch_norm_its_scale_cannot_tell(name: str) -> None:
+    with pytest.raises(ModelError, match=r"no batch norm.*; take another importance"):
+        structured(MODELS[name](), ratio=0.25, importance="scale")
+
+
 def test_importance_is_what_numpy_makes_of_the_formulas() -> None:
     model = Mlp().eval()
     weight = model.head.weight.detach().double().numpy()
@@ -369,6 +390,50 @@ def test_influence_is_one_less_the_cosine() -> None:
     assert len(small.turns) == 1
     assert len(model.turns) == 3
     assert model.training
+
+
+class Widening(nn.Module):
+    """A residual block; where it widens, nothing passes around it."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(into, out, 3, padding=1)
+        self.second = nn.Conv2d(out, out, 3, padding=1)
+        self.passes = into == out
+
+    def forward(self, seen: Tensor) -> Tensor:
+        inner = self.second(torch.relu(self.first(seen)))
+        return torch.relu(inner + seen if self.passes else inner)
+
+
+class Staged(nn.Module):
+    """Two stages of blocks, the second twice as wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Sequential(Widening(3, 3), Widening(3, 3))
+        self.wide = nn.Sequential(Widening(3, 6), Widening(6, 6), Widening(6, 6))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.wide(self.narrow(pixel_values)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_the_blocks_of_all_stages_are_weighed_and_those_that_widen_stay() -> None:
+    model = Staged().eval()
+    with torch.no_grad():
+        for block in (model.narrow[1], model.wide[1]):
+            block.second.weight.zero_()  # so that it passes on what it was given
+            block.second.bias.zero_()
+    told: list[Any] = []
+    pictures = {"pixel_values": torch.rand(2, 3, 4, 4)}
+    tell = lambda _, rows: told.extend(rows)  # noqa: E731
+    small: Any = prune.layers(model, lambda _: iter([pictures]), tell, drop=2)
+    assert [row["layer"] for row in told if not row["stays"]] == ["narrow.1", "wide.1"]
+    assert "wide.0" not in [row["layer"] for row in told]
+    assert (len(small.narrow), len(small.wide)) == (1, 2)
+    assert torch.allclose(small(**pictures), model(**pictures), atol=1e-6)
+    with pytest.raises(ModelError, match="drop is 5, and Staged has no more than 5 layers, of wh"):
+        prune.layers(model, lambda _: iter([pictures]), tell, drop=5)
 
 
 def test_more_layers_than_there_are_cannot_go() -> None:

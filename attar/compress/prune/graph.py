@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.compress.choosing import chosen
-from attar.compress.prune.importance import Importance, columns
+from attar.compress.prune.importance import Importance, columns, scales
 from attar.errors import MissingExtra, ModelError
 from attar.types import Calibration, Example, Losses
 
@@ -35,9 +35,19 @@ class Measure:
     losses: Losses
     batches: int
 
-    def columns(self, model: nn.Module, paths: list[str]) -> dict[str, Tensor]:
-        """What each input of some layers is worth, see `importance.columns`."""
-        return columns(model, paths, self.how, self.calibration, self.losses, self.batches)
+    def by_layer(self, model: nn.Module, paths: list[str]) -> dict[nn.Module, Tensor]:
+        """What each channel is worth to a layer that reads it, or by the batch norm it leaves.
+
+        paths: of the layers that read
+        """
+        if self.how == "scale":
+            return scales(model)
+        worth = columns(model, paths, self.how, self.calibration, self.losses, self.batches)
+        # Each layer by its own measure, so that one of large weights does not outvote others.
+        return {
+            model.get_submodule(path): each / each.mean().clamp(min=torch.finfo(each.dtype).tiny)
+            for path, each in worth.items()
+        }
 
 
 def cut(
@@ -62,8 +72,7 @@ def cut(
     inputs = dict(measure.example(model))
     every = {path: module for path, module in model.named_modules() if is_dense(module)}
     called = _called(model, every, inputs)
-    worth = measure.columns(model, called)
-    by_layer = {every[path]: each for path, each in worth.items()}
+    by_layer = measure.by_layer(model, called)
     kept = [module for path, module in every.items() if path not in free or path == called[-1]]
     before = sum(each.numel() for each in model.parameters())
 
@@ -119,22 +128,24 @@ def _called(model: nn.Module, layers: dict[str, nn.Module], inputs: dict[str, Te
 
 
 def _worth(group: Any, by_layer: dict[nn.Module, Tensor]) -> Tensor | None:
-    """What the channels of a group are worth to all that read them; None where none is judged.
+    """What the channels of a group are worth, summed over its layers; None where none is judged.
 
     Torch-Pruning leaves such a group alone: what a recurrent layer reads, for one.
     """
     from torch_pruning.pruner import function
 
-    readers = (function.prune_conv_in_channels, function.prune_linear_in_channels)
+    judges = (
+        function.prune_conv_in_channels,
+        function.prune_linear_in_channels,
+        function.prune_batchnorm_out_channels,
+    )
     total = torch.zeros(1 + max(max(each.root_idxs) for each in group))
     judged = False
     for index, (dependency, places) in enumerate(group):
         worth = by_layer.get(dependency.target.module)
-        if worth is not None and dependency.handler in readers:
+        if worth is not None and dependency.handler in judges:
             roots = torch.tensor(group[index].root_idxs)
-            # Each layer by its own measure, so that one of large weights does not outvote others.
-            share = worth[places].cpu() / worth.mean().clamp(min=torch.finfo(torch.float32).tiny)
-            total.scatter_add_(0, roots, share)
+            total.scatter_add_(0, roots, worth[places].float().cpu())
             judged = True
     return total if judged else None
 

@@ -1,7 +1,7 @@
-"""How much a model would miss a row, a head or a channel: three measures, one meaning.
+"""How much a model would miss a row, a head or a channel: four measures, one meaning.
 
-Every measure looks at the weights that read a unit (the columns of the layer behind it), since what
-nobody reads nobody misses.
+Three look at the weights that read a unit (the columns of the layer behind it), since what nobody
+reads nobody misses; the fourth at the batch norm that gives it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attar.errors import ModelError
 from attar.taps import evaluating
 from attar.types import Calibration, Losses
 
-Importance = Literal["magnitude", "activation", "taylor"]
+Importance = Literal["magnitude", "activation", "taylor", "scale"]
 
 
 def columns(
@@ -37,6 +37,11 @@ def columns(
     taylor: the square of what the loss would change to first order without it, the mean over
         batches (Molchanov et al. 2019, equation 8, of the unit's own gate)
     """
+    if how == "scale":
+        raise ModelError(
+            f"{type(model).__name__} has no batch norms between its layers whose scales could "
+            "tell; take another importance."
+        )
     layers = {path: model.get_submodule(path) for path in paths}
     if how == "taylor":
         return _gates(model, layers, losses, batches)
@@ -45,6 +50,20 @@ def columns(
         moments = mean_squares(model, layers, calibration, batches)
         found = {path: worth * moments[path] for path, worth in found.items()}
     return found
+
+
+def scales(model: nn.Module) -> dict[nn.Module, Tensor]:
+    """The size of each channel's scale in each batch norm, (channels,) (Liu et al. 2017).
+
+    Raises ModelError where there is none.
+    """
+    norms = [each for each in model.modules() if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not any(norm.affine for norm in norms):
+        raise ModelError(
+            f"{type(model).__name__} has no batch norm whose scales could tell; take another "
+            "importance."
+        )
+    return {norm: norm.weight.detach().abs() for norm in norms if norm.affine}
 
 
 def mean_squares(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -16,6 +17,9 @@ from attar.errors import ModelError
 from attar.taps import evaluating, first_tensor
 from attar.types import Calibration, Count, Tell
 
+FIRM = math.inf
+"""The influence of a layer that can't be left out."""
+
 
 def layers(
     model: nn.Module, calibration: Calibration, tell: Tell, *, drop: Count = 1, batches: Count = 8
@@ -23,8 +27,8 @@ def layers(
     """Fewer layers: those go whose output is most like their input (ShortGPT, Men et al. 2024).
 
     The influence of a layer is 1 less the cosine between what enters and what leaves a token,
-    the mean over calibration. What is left are the other layers in their order; a model of
-    `transformers` loads again by `from_pretrained`.
+    the mean over calibration. What is left are the other layers in their order, those that change
+    the shape of what passes among them; a model of `transformers` loads again by `from_pretrained`.
 
     drop: how many layers go
     batches: of calibration
@@ -34,16 +38,18 @@ def layers(
     paths = blocks(model)
     if not paths:
         raise ModelError(f"{type(model).__name__} has no stack of like layers left to prune.")
-    if drop >= len(paths):
+    influence = influences(model, paths, calibration, batches)
+    free = [n for n, each in enumerate(influence) if each < FIRM]
+    if drop > len(free) or drop == len(paths):
         raise ModelError(
             f"drop is {drop}, and {type(model).__name__} has no more than {len(paths)} layers, of "
-            "which one must stay."
+            f"which {max(1, len(paths) - len(free))} must stay."
         )
-    influence = influences(model, paths, calibration, batches)
-    gone = sorted(range(len(paths)), key=influence.__getitem__)[:drop]
+    gone = sorted(free, key=influence.__getitem__)[:drop]
     rows = [
         {"layer": path, "influence": round(each, 4), "stays": n not in gone}
         for n, (path, each) in enumerate(zip(paths, influence, strict=True))
+        if each < FIRM
     ]
     tell("Influence of each layer", rows)
     return with_layers(model, [n for n in range(len(paths)) if n not in gone])
@@ -53,7 +59,10 @@ def layers(
 def influences(
     model: nn.Module, paths: list[str], calibration: Calibration, batches: int
 ) -> list[float]:
-    """How much each block changes what passes through it: 0 not at all, 1 into something else."""
+    """How much each block changes what passes through it: 0 not at all, 1 into something else.
+
+    `FIRM` for one whose output has another shape: nothing can stand in its place.
+    """
     sums, counts = [0.0] * len(paths), [0] * len(paths)
     mask: Tensor | None = None
 
@@ -61,7 +70,8 @@ def influences(
         before = given[0] if given else next(iter(named.values()))
         after = first_tensor(output)
         if after is None or before.shape != after.shape:
-            raise ModelError(f"{paths[n]} changes the shape of its input, so it can't be left out.")
+            sums[n] = FIRM
+            return
         turned = 1 - F.cosine_similarity(_rows(before, mask), _rows(after, mask), dim=-1)
         sums[n] += float(turned.sum())
         counts[n] += len(turned)

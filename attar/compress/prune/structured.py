@@ -40,7 +40,8 @@ def structured(
         (with heads, where their size hangs on it); `channels` of other networks. One number is
         for `ffn` or `channels`.
     importance: `magnitude` of the weights that read a unit; `activation`, times what it carries;
-        `taylor`, what the loss would change without it (wants labels)
+        `taylor`, what the loss would change without it (wants labels); `scale`, that of the batch
+        norm behind a channel (other networks only)
     scope: one share for each layer, or one threshold for all channels of a network
     round_to: what stays is a multiple of it, as processors like it (whole heads stay heads)
     batches: of calibration, for activation and taylor
