@@ -44,7 +44,8 @@ def qat(
     where a value was cut off (Bengio 2013; Jacob et al. 2018, section 3).
 
     bits: of the weights of linear and convolution layers, symmetric per output channel, from 2 to
-        8; activations and embeddings have 8
+        8; activations and embeddings have 8. In a file 3 and 4 bits take half a byte, 2 a quarter,
+        and more take a byte
     ranges: learned trains the step of every range, of activations and of weights, by its own
         gradient (Esser et al. 2020); moving takes the averages of the latest least and greatest
         activations, and of weights the greatest as it is
