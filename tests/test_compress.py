@@ -28,6 +28,14 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """The options that a compressor can't do without."""
 
+ALSO: dict[str, tuple[str, dict[str, Any]]] = {
+    "quantize.mixed, static": (
+        "quantize.mixed",
+        {"candidates": ("int8_static", "int4_static"), "batches": 1},
+    ),
+}
+"""Compressors that have another way to go, and the options that ask for it."""
+
 FLAT = ("mlp", "cnn", "text_cnn", "lstm")
 """Models that are no stack of like layers."""
 
@@ -45,7 +53,7 @@ DEARER: dict[str, str] = {
 }
 """Compressors whose outcome costs more until it is exported, and why."""
 
-EVERY = [(name, make) for name in sorted(COMPRESSORS) for make in MODELS]
+EVERY = [(name, make) for name in sorted([*COMPRESSORS, *ALSO]) for make in MODELS]
 ABLE = [each for each in EVERY if each not in CANNOT]
 
 Compress = Callable[[nn.Module], nn.Module]
@@ -53,7 +61,8 @@ Compress = Callable[[nn.Module], nn.Module]
 
 def bound(name: str) -> Compress:
     """A compressor with the options that it needs, given all that it may ask for."""
-    return partial(_compressed, COMPRESSORS[name], NEEDED.get(name, {}))
+    name, said = ALSO.get(name, (name, NEEDED.get(name, {})))
+    return partial(_compressed, COMPRESSORS[name], said)
 
 
 def _compressed(function: Function, said: dict[str, Any], model: nn.Module) -> nn.Module:

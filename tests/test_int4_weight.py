@@ -15,6 +15,7 @@ from zoo import MODELS, Mlp, answer, bert, calibration, example
 from attar import export, measure
 from attar.compress import quantize
 from attar.compress.quantize import rounding, weight
+from attar.compress.quantize.packing import pack, unpack
 from attar.compress.quantize.weight import PackedLinear
 from attar.compress.watching import moments
 from attar.errors import ModelError
@@ -62,11 +63,11 @@ def test_each_group_has_its_own_grid_with_zero_on_it() -> None:
 
 def test_codes_lie_in_bytes_from_the_lowest_bits_on() -> None:
     codes = torch.tensor([[1, 2, 15], [0, 9, 3]])
-    assert weight.pack(codes, 4).tolist() == [[0x21, 0x0F], [0x90, 0x03]]
-    assert weight.pack(torch.tensor([1, 2, 3, 0, 3]), 2).tolist() == [0b00111001, 0b11]
+    assert pack(codes, 4).tolist() == [[0x21, 0x0F], [0x90, 0x03]]
+    assert pack(torch.tensor([1, 2, 3, 0, 3]), 2).tolist() == [0b00111001, 0b11]
     for lane in (2, 4, 8):
         many = torch.randint(0, 2**lane, (3, 2, 16))
-        assert torch.equal(weight.unpack(weight.pack(many, lane), lane), many)
+        assert torch.equal(unpack(pack(many, lane), lane), many)
 
 
 def gptq_reference(rows: Any, hessian: Any, bits: int, group: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
@@ -138,7 +138,7 @@ def test_a_linear_layer_computes_what_onnx_defines(shape: tuple[int, ...], bias:
 
 def test_seven_bits_keep_the_sum_of_two_products_in_sixteen() -> None:
     (seven, eight) = (
-        max(int(m.integers.abs().max()) for m in small.modules() if isinstance(m, Int8Layer))
+        max(int(m.integers().abs().max()) for m in small.modules() if isinstance(m, Int8Layer))
         for small in (static(Convolved()), static(Convolved(), reduce_range=False))
     )
     assert 2 * 255 * seven <= 2**15 - 1 < 2 * 255 * eight
@@ -154,6 +154,29 @@ def test_a_channel_without_weights_still_has_its_bias() -> None:
     assert torch.allclose(found, layer.bias, atol=1e-4)
     # The bias has to fit into the 32 bits that the runtime adds it in.
     assert (layer.bias / (seen.scale * small.scale)).abs().max() < 2**31
+
+
+@pytest.mark.parametrize(("bits", "most"), [(2, 1), (3, 3), (4, 7)])
+@pytest.mark.parametrize("make", [partial(nn.Conv2d, 3, 5, 3), partial(nn.Linear, 7, 5)])
+def test_weights_of_few_bits_share_a_byte(make: Callable[[], Any], bits: int, most: int) -> None:
+    layer, seen = make(), grid(-2.0, 2.0)
+    scale = weight_scale(layer, most, seen.scale)
+    small = Int8Layer(layer, scale, most, Stand(seen))
+    wanted = np.rint(
+        layer.weight.detach().numpy() / scale.view(-1, *[1] * (layer.weight.dim() - 1)).numpy()
+    )
+    wanted = wanted.T if isinstance(layer, nn.Linear) else wanted
+    lane = 2 if bits == 2 else 4
+    assert small.bits == bits
+    assert small.kept.dtype == torch.uint8
+    assert small.kept.numel() == -(-wanted.size * lane // 8)
+    # The first in the lowest bits, each as far above the least there could be as it is above it.
+    kept = small.kept.numpy()
+    codes = np.stack([kept >> shift & (2**lane - 1) for shift in range(0, 8, lane)], 1).flatten()
+    found = codes[: wanted.size].astype(int) - 2 ** (lane - 1)
+    assert np.array_equal(found.reshape(wanted.shape), wanted)
+    assert np.array_equal(small.integers().numpy(), wanted)
+    assert small.integers().abs().max() == most
 
 
 @pytest.mark.parametrize(
@@ -485,6 +508,24 @@ def test_onnx_runtime_convolves_adds_and_multiplies_pictures_in_integers(
     assert found["Conv"] + found["Add"] + found["Gemm"] + found["Relu"] == 0
     # Pictures in, the mean, and out: nothing else changes between float and integers.
     assert (found["QuantizeLinear"], found["DequantizeLinear"]) == (2, 1)
+
+
+def test_a_file_of_four_bits_is_half_as_large_and_multiplies_in_integers(tmp_path: Path) -> None:
+    model = Convolved(width=64).eval()
+    files = {}
+    for bits in (8, 4):
+        trained = ask(partial(quantize.qat, bits=bits, ranges="moving"), given(model))
+        small = static(trained)
+        files[bits] = export.onnx(small, example, tmp_path / f"{bits}")
+        weights = sum(m.kept.numel() for m in small.modules() if isinstance(m, Int8Layer))
+        assert weights == (64 * 9 * (3 + 64 + 32) + 64 * 3) * bits // 8
+    eight, four = (files[bits].stat().st_size for bits in (8, 4))
+    # Half of the weights, less what a file says of how to unpack them.
+    assert eight - four > 0.4 * 64 * 9 * (3 + 64 + 32)
+    # The runtime has unpacked them once, before it answers.
+    assert fused(files[4], tmp_path) == fused(files[8], tmp_path)
+    truth = answer(small).detach().numpy()
+    assert np.abs(run(files[4], example(small)) - truth).max() < np.abs(truth).max() / 255
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

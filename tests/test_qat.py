@@ -238,8 +238,10 @@ def test_moving_ranges_are_taken_over_too_and_nothing_is_calibrated(bits: int) -
     inputs = example(trained, rows=8, seed=9)
     truth = answer(trained, inputs)
     assert (answer(small, inputs) - truth).abs().max() < 1e-5 * truth.abs().max()
-    integers = small.get_submodule("stem").get_buffer("integers")
-    assert integers.abs().max() == {4: 7, 8: 64}[bits]
+    stem = small.get_submodule("stem")
+    assert isinstance(stem, Int8Layer)
+    assert stem.bits == bits
+    assert stem.integers().abs().max() == {4: 7, 8: 64}[bits]
 
 
 def test_a_table_is_trained_for_the_eight_bits_it_gets() -> None:

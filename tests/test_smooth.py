@@ -153,6 +153,26 @@ def test_what_else_a_norm_feeds_does_not_change(also: Callable[[Tensor], Tensor]
     assert torch.allclose(small(rows(9)), model(rows(9)), rtol=1e-4, atol=1e-4)
 
 
+class Told(nn.Module):
+    """A model that hands out what its norm gives, beside its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = norm(), nn.Linear(WIDTH, 4)
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        seen = self.norm(rows)
+        return {"logits": self.linear(seen), "features": seen}
+
+
+def test_what_a_model_hands_out_does_not_change() -> None:
+    model = Told().eval()
+    small = quantize.smooth(model, one, three)
+    assert isinstance(small.linear[0], Divided)
+    for name, truth in model(rows(9)).items():
+        assert torch.allclose(small(rows(9))[name], truth, rtol=1e-4, atol=1e-5)
+
+
 def test_to_look_at_a_shape_is_not_to_compute() -> None:
     def shape(seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape[0], seen.size(-1) - 2, dtype=seen.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from attar.compress.quantize.folding import Layer
 from attar.compress.quantize.grids import Grid, positive
+from attar.compress.quantize.packing import lane_of, pack, unpack
 
 LARGEST_BIAS = 2.0**30
 """Biases are added in 32 bits: half of their range, since products come on top."""
@@ -53,14 +55,13 @@ def weight_scale(layer: Layer, most: int, step: Tensor) -> Tensor:
 
 
 class Int8Layer(nn.Module):
-    """A linear layer or convolution with int8 weights per output channel, its input on a grid.
+    """A linear layer or convolution that multiplies in 8 bits, its input on a grid.
 
-    `integers` is (outputs, inputs of a group, ...) of a convolution; (inputs, outputs) of a linear
-    layer, as no transposition may stand before the runtime's product. `scale` is (outputs,).
+    Weights are symmetric per output channel. Those of 8 bits down to 5 are `kept` as int8, those of
+    fewer packed, two or four in a byte. `scale` is (outputs,).
     """
 
-    bits = 8
-    integers: Tensor
+    kept: Tensor
     scale: Tensor
     bias: nn.Parameter | None
 
@@ -72,15 +73,34 @@ class Int8Layer(nn.Module):
         self.combine, self.make = _product(layer)
         self.axis = int(isinstance(layer, nn.Linear))
         steps = steps.T.contiguous() if self.axis else steps
-        self.register_buffer("integers", steps.to(torch.int8))
+        self.bits, self.shape = most.bit_length() + 1, steps.shape
+        self.register_buffer("kept", self._packed(steps))
         self.register_buffer("scale", scale.detach().clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         self.seen, self.rounds, self.said = stand.seen, stand.rounds, stand.said
 
+    def _packed(self, steps: Tensor) -> Tensor:
+        lane = lane_of(self.bits)
+        if lane == 8:
+            return steps.to(torch.int8)
+        return pack(steps.flatten() + (1 << lane - 1), lane)
+
+    def integers(self) -> Tensor:
+        """What is multiplied: (outputs, inputs of a group, ...) of a convolution.
+
+        (inputs, outputs) of a linear layer, as no transposition may stand before the runtime's
+        product. What is packed is unpacked by the file once, as it is loaded.
+        """
+        lane = lane_of(self.bits)
+        if lane == 8:
+            return self.kept
+        codes = unpack(self.kept, lane)[: math.prod(self.shape)].view(self.shape)
+        return (codes.to(torch.int32) - (1 << lane - 1)).to(torch.int8)
+
     @property
     def weight(self) -> Tensor:
         """What the integers stand for, for who reads a layer's weight or the type of it."""
-        integers = self.integers.T if self.axis else self.integers
+        integers = self.integers().T if self.axis else self.integers()
         return integers * _along(self.scale, integers.dim() - 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -88,7 +108,7 @@ class Int8Layer(nn.Module):
         if torch.onnx.is_in_onnx_export():
             output = self._as_onnx(inputs)
         else:
-            integers, (bias, step) = self.integers.to(inputs.dtype), self._bias()
+            integers, (bias, step) = self.integers().to(inputs.dtype), self._bias()
             output = self.combine(self.seen.steps(inputs), integers, bias)
             output = output * _along(step, integers.dim() - 2)
         return output if self.said is None else self.said(output)
@@ -101,7 +121,7 @@ class Int8Layer(nn.Module):
     def _as_onnx(self, inputs: Tensor) -> Tensor:
         """The same between Quantize and Dequantize, from which the runtime makes one node."""
         seen = self.seen(inputs) if self.rounds else inputs
-        weight = _dequantized(self.integers, self.scale, self.axis)
+        weight = _dequantized(self.integers(), self.scale, self.axis)
         bias, step = self._bias()
         if bias is not None and self.axis and inputs.dim() > 2:
             # Written as a product and a sum, of which only the first is done in integers.

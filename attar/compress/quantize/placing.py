@@ -35,6 +35,10 @@ class Door:
     takes: bool
 
 
+Spot = tuple[Door, bool]
+"""A door, and whether only what is above zero counts of what comes through."""
+
+
 @dataclass
 class Place:
     """Values that are rounded to one grid.
@@ -49,6 +53,16 @@ class Place:
     writer: str | None = None
     floored: bool = False
     door: Door | None = None
+
+    @property
+    def spot(self) -> Spot:
+        """Where its values are seen; of those who see them one is enough."""
+        if self.door is not None:
+            return self.door, False
+        if self.readers:
+            return Door(self.readers[0], takes=True), False
+        assert self.writer is not None
+        return Door(self.writer, takes=False), self.floored
 
 
 def places(model: nn.Module, flow: Flow, layers: Mapping[str, nn.Module]) -> list[Place]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from attar.compress.choosing import chosen
 from attar.compress.placing import replace_
+from attar.compress.quantize.flow import Flow, watched
 from attar.compress.watching import watch
 from attar.errors import ModelError
-from attar.taps import evaluating
 from attar.types import Calibration, Count, Example
 
 WHAT = "norm or linear layer that directly feeds a linear layer left to smooth"
@@ -54,20 +53,22 @@ def smooth(
         raise ModelError(f"alpha is {alpha}; it can be from 0 to 1.")
     small = deepcopy(model).eval()
     layers = chosen(small, lambda module: type(module) is nn.Linear, exclude, WHAT)
-    trace = _traced(small, example(small))
+    inputs = example(small)
+    feeding = _feeding(small, watched(small, inputs))
     shared = _shared(small)
     takers = {
         source: [each for each in fed if each in layers.values() and each not in shared]
-        for source, fed in trace.taken().items()
+        for source, fed in feeding.taken().items()
     }
     takers = {source: fed for source, fed in takers.items() if fed}
     if not takers:
         raise ModelError(f"{type(model).__name__} has no {WHAT}.")
+    seen = _first_seen(small, takers, inputs)
     largest = _largest(small, takers, calibration, batches)
     for source, fed in takers.items():
         scales = _scales(largest[source], fed, alpha)
-        alone = source not in trace.elsewhere | shared and set(fed) == trace.fed[source]
-        if not (alone and _divided_(source, scales, trace.seen[source])):
+        alone = source not in feeding.elsewhere | shared and set(fed) == feeding.fed[source]
+        if not (alone and _divided_(source, scales, seen[source])):
             replace_(small, layers, {each: nn.Sequential(Divided(scales), each) for each in fed})
         with torch.no_grad():
             for each in fed:
@@ -90,13 +91,12 @@ class Divided(nn.Module):
 
 
 @dataclass
-class _Trace:
+class _Feeding:
     """Where the outputs of norms and linear layers went during one forward pass.
 
     fed: the linear layers that took a source's output as it was
-    elsewhere: sources of which something else was computed as well
+    elsewhere: sources of which something else was computed as well, or that are part of the answer
     sources: what fed a linear layer, each time it was called (None: something else)
-    seen: what went into a source the first time
     """
 
     fed: dict[nn.Module, set[nn.Linear]] = field(default_factory=lambda: defaultdict(set))
@@ -104,7 +104,6 @@ class _Trace:
     sources: dict[nn.Linear, set[nn.Module | None]] = field(
         default_factory=lambda: defaultdict(set)
     )
-    seen: dict[nn.Module, Tensor] = field(default_factory=dict)
 
     def taken(self) -> dict[nn.Module, list[nn.Linear]]:
         """The linear layers that a source feeds, and nothing else does; in the order of calls."""
@@ -114,74 +113,45 @@ class _Trace:
         }
 
 
-class _Following(TorchFunctionMode):
-    """Tells a trace of every computation outside of linear layers that takes a source's output."""
-
-    def __init__(self, trace: _Trace) -> None:
-        super().__init__()
-        self.trace = trace
-        # Outputs are kept, so that no later tensor can have the address of one.
-        self.given: dict[int, tuple[Tensor, nn.Module]] = {}
-        self.inside = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Do what was asked, and look at what it was asked of."""
-        said = (*args, *(kwargs or {}).values())
-        known = (
-            [] if self.inside else [self.given[id(a)] for a in _flat(said) if id(a) in self.given]
-        )
-        before = [tensor._version for tensor, _ in known]
-        result = func(*args, **(kwargs or {}))
-        for (tensor, source), version in zip(known, before, strict=True):
-            same = result is tensor and tensor._version == version
-            if not same and any(isinstance(each, Tensor) for each in _flat((result,))):
-                self.trace.elsewhere.add(source)
-        return result
-
-    def came_out(self, source: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """A norm or linear layer has answered."""
-        self.inside = False
-        if isinstance(output, Tensor):
-            self.trace.seen.setdefault(source, inputs[0])
-            self.given[id(output)] = (output, source)
-
-    def goes_in(self, linear: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A linear layer is asked."""
-        assert isinstance(linear, nn.Linear)
-        self.inside = True
-        _, source = self.given.get(id(inputs[0]), (None, None))
-        self.trace.sources[linear].add(source)
-        if source is not None:
-            self.trace.fed[source].add(linear)
-
-
-def _flat(things: Iterable[Any]) -> list[Any]:
-    """What stands in nested lists and tuples, one after the other."""
-    found: list[Any] = []
-    for each in things:
-        found += _flat(each) if isinstance(each, list | tuple) else [each]
-    return found
+def _feeding(model: nn.Module, flow: Flow) -> _Feeding:
+    """What a flow shows of the linear layers of a model and of what may feed them."""
+    modules, feeding = dict(model.named_modules()), _Feeding()
+    linears = {path: each for path, each in modules.items() if type(each) is nn.Linear}
+    given = {
+        visit.gives: modules[visit.path]
+        for visit in flow.visits
+        if visit.gives is not None and _is_source(modules[visit.path])
+    }
+    for visit in flow.visits:
+        if visit.path in linears:
+            linear = linears[visit.path]
+            source = None if visit.takes is None else given.get(visit.takes)
+            feeding.sources[linear].add(source)
+            if source is not None:
+                feeding.fed[source].add(linear)
+    # One reader more than there are calls is whoever gets the model's answer.
+    readers = [*(call.module in linears for call in flow.calls), False]
+    for value, source in given.items():
+        if not all(readers[n] for n in flow.readers(value)):
+            feeding.elsewhere.add(source)
+    return feeding
 
 
 @torch.no_grad()
-def _traced(model: nn.Module, inputs: Mapping[str, Tensor]) -> _Trace:
-    trace = _Trace()
-    following = _Following(trace)
-    hooks = []
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            hooks.append(module.register_forward_pre_hook(following.goes_in))
-        if _is_source(module):
-            hooks.append(module.register_forward_hook(following.came_out))
-    try:
-        with evaluating(model), following:
-            model(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return trace
+def _first_seen(
+    model: nn.Module, modules: Iterable[nn.Module], inputs: Mapping[str, Tensor]
+) -> dict[nn.Module, Tensor]:
+    """What goes into some modules the first time that they run."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def see(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.setdefault(module, given[0])
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(see).remove)
+        model(**inputs)
+    return seen
 
 
 def _is_source(module: nn.Module) -> bool:

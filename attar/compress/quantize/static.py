@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -10,11 +10,12 @@ from torch import nn
 
 from attar.compress.choosing import chosen
 from attar.compress.placing import swap_, unfuse_
-from attar.compress.quantize.activations import WHAT, observed, planned_, stood_
+from attar.compress.quantize.activations import WHAT, Plan, observed, planned_, stood_
 from attar.compress.quantize.dynamic import Int8Embedding
 from attar.compress.quantize.grids import Grid, scale_and_zero
 from attar.compress.quantize.integer import Int8Layer, largest, weight_scale
-from attar.compress.quantize.ranges import Ranges
+from attar.compress.quantize.placing import Spot
+from attar.compress.quantize.ranges import Histogram, Ranges
 from attar.compress.quantize.training import LearnedGrid, MovingGrid, Snapped, SnappedTable
 from attar.types import Calibration, Count, Example
 
@@ -54,15 +55,31 @@ def int8_static(
     if any(isinstance(module, Snapped | SnappedTable) for module in small.modules()):
         return _taken_over(small, exclude)
     plan = planned_(small, example, exclude)
-    seen = observed(small, plan, calibration, batches)
-    grids = [Grid(*scale_and_zero(*map(torch.tensor, each.range(ranges)))) for each in seen]
+    seen = observed(small, plan.places, calibration, batches)
     most = largest(8, reduce_range)
-    for layer, stand in stood_(small, plan, grids):
-        scale = weight_scale(layer, most, stand.seen.scale)
-        swap_(small, layer, Int8Layer(layer, scale, most, stand))
-    for table in plan.tables:
-        swap_(small, table, Int8Embedding(table))
+    put_(small, plan, seen, ranges, dict.fromkeys(plan.layers, most))
     return small.eval()
+
+
+def put_(
+    model: nn.Module,
+    plan: Plan,
+    seen: Mapping[Spot, Histogram],
+    ranges: Ranges,
+    most: Mapping[str, int],
+) -> None:
+    """Put the integers that were planned for a model into it, or into one of the same modules.
+
+    most: by the path of a layer, how many steps its weights may be away from zero
+    """
+    kept = [seen[place.spot].range(ranges) for place in plan.places]
+    grids = [Grid(*scale_and_zero(*map(torch.tensor, each))) for each in kept]
+    for path, stand in stood_(model, plan, grids):
+        layer = plan.layers[path]
+        scale = weight_scale(layer, most[path], stand.seen.scale)
+        swap_(model, model.get_submodule(path), Int8Layer(layer, scale, most[path], stand))
+    for path, table in plan.tables.items():
+        swap_(model, model.get_submodule(path), Int8Embedding(table))
 
 
 def _taken_over(model: nn.Module, exclude: Sequence[str] | None) -> nn.Module:

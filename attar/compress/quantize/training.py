@@ -44,7 +44,8 @@ def qat(
     where a value was cut off (Bengio 2013; Jacob et al. 2018, section 3).
 
     bits: of the weights of linear and convolution layers, symmetric per output channel, from 2 to
-        8; activations and embeddings have 8
+        8; activations and embeddings have 8. In a file 3 and 4 bits take half a byte, 2 a quarter,
+        and more take a byte
     ranges: learned trains the step of every range, of activations and of weights, by its own
         gradient (Esser et al. 2020); moving takes the averages of the latest least and greatest
         activations, and of weights the greatest as it is
@@ -57,13 +58,15 @@ def qat(
     trained = deepcopy(model).eval()
     unfuse_(trained)
     plan = planned_(trained, example, exclude)
-    seen = observed(trained, plan, calibration, batches)
+    seen = observed(trained, plan.places, calibration, batches)
     learned = ranges == "learned"
-    grids = [LearnedGrid(each) if learned else MovingGrid(each) for each in seen]
+    kind = LearnedGrid if learned else MovingGrid
+    grids = [kind(seen[place.spot]) for place in plan.places]
     most = largest(bits, reduce_range)
-    for layer, stand in stood_(trained, plan, grids):
+    for path, stand in stood_(trained, plan, grids):
+        layer = plan.layers[path]
         swap_(trained, layer, Snapped(layer, bits, most, stand, learned=learned))
-    for table in plan.tables:
+    for table in plan.tables.values():
         swap_(trained, table, SnappedTable(table))
     return trained.eval()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attar.compress.choosing import chosen
 from attar.compress.placing import replace_
 from attar.compress.quantize.dynamic import Int8Embedding
+from attar.compress.quantize.packing import lane_of, pack, unpack
 from attar.compress.quantize.rounding import Codes, awq, gptq, nearest
 from attar.compress.watching import moments
 from attar.errors import ModelError
@@ -20,9 +21,6 @@ from attar.types import Bits, Calibration, Count
 
 GROUPS = (16, 32, 64, 128, 256)
 """The group sizes that ONNX Runtime multiplies."""
-
-LANES = (2, 4, 8)
-"""Bits that a code can take of a byte."""
 
 How = Literal["nearest", "gptq", "awq"]
 
@@ -99,11 +97,7 @@ def _block(inputs: int, group: int, bits: int) -> int:
     if group != -1:
         return group
     scale = torch.float32.itemsize
-    return min(GROUPS, key=lambda n: math.ceil(inputs / n) * (n * _lane(bits) / 8 + scale))
-
-
-def _lane(bits: int) -> int:
-    return next(lane for lane in LANES if bits <= lane)
+    return min(GROUPS, key=lambda n: math.ceil(inputs / n) * (n * lane_of(bits) / 8 + scale))
 
 
 class PackedLinear(nn.Module):
@@ -134,7 +128,7 @@ class PackedLinear(nn.Module):
         # What fills up the last block is the zero point itself: a weight of 0.
         padded = zero.repeat_interleave(block, 1)
         padded[:, : linear.in_features] = codes.values
-        lane = _lane(bits)
+        lane = lane_of(bits)
         self.register_buffer("weight", pack(padded.unflatten(1, (blocks, block)), lane))
         self.register_buffer("scale", scale.contiguous())
         self.register_buffer("zero", pack(zero, lane))
@@ -161,7 +155,7 @@ class PackedLinear(nn.Module):
 
     def _unpacked(self) -> Tensor:
         """The weights that the codes stand for, for inputs after their relief."""
-        lane = _lane(self.bits)
+        lane = lane_of(self.bits)
         zero = unpack(self.zero, lane)[:, : self.scale.shape[1], None].to(self.scale.dtype)
         values: Tensor = (unpack(self.weight, lane) - zero) * self.scale.unsqueeze(-1)
         return values.flatten(1)[:, : self.in_features]
@@ -173,7 +167,7 @@ class PackedLinear(nn.Module):
             {
                 "K": self.in_features,
                 "N": self.out_features,
-                "bits": _lane(self.bits),
+                "bits": lane_of(self.bits),
                 "block_size": self.block,
                 # Products in 8 bits: 2 to 20 times faster than in float, measured on x86.
                 "accuracy_level": 4,
@@ -192,18 +186,3 @@ class PackedLinear(nn.Module):
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear
-
-
-def pack(codes: Tensor, lane: int) -> Tensor:
-    """Codes (..., count) in bytes (..., ceil(count * lane / 8)), the first in the lowest bits."""
-    shifts = torch.arange(0, 8, lane, dtype=torch.int32, device=codes.device)
-    filled = F.pad(codes, (0, -codes.shape[-1] % len(shifts))).to(torch.int32)
-    bytes_: Tensor = (filled.unflatten(-1, (-1, len(shifts))) << shifts).sum(-1)
-    return bytes_.to(torch.uint8)
-
-
-def unpack(packed: Tensor, lane: int) -> Tensor:
-    """The codes of bytes, those that fill up the last byte included."""
-    shifts = torch.arange(0, 8, lane, dtype=torch.uint8, device=packed.device)
-    codes: Tensor = (packed.unsqueeze(-1) >> shifts) & (2**lane - 1)
-    return codes.flatten(-2)
