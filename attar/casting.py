@@ -13,8 +13,8 @@ from torch import nn
 
 from attar import arms, students
 from attar.errors import AttarError, ModelError
-from attar.recipe import Piece
-from attar.resolve import ask, asks, chosen, find
+from attar.recipe import ROOMS, Piece
+from attar.resolve import ask, asks, bind, chosen, find
 from attar.setting import Setting
 from attar.store import fingerprint
 
@@ -83,7 +83,21 @@ def built(here: Setting) -> nn.Module:
     assert here.plan.teacher is not None
     torch.manual_seed(here.recipe.seed)
     function = here.plan.teacher.function
+    if "network" in function.keywords:
+        return fresh(here, function.keywords["network"])
     return load(here, function.keywords["model"], new_head=not chosen(function, "keep_head"))
+
+
+def fresh(here: Setting, said: str | dict[str, Any]) -> nn.Module:
+    """An untrained network of those that students can be, which needs no teacher to be built."""
+    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
+    make = bind(find(ROOMS["student"], name, trust=here.trust), options or {})
+    return here.task.load(ask(make, given(here) | here.task.offers))
+
+
+def for_teachers(here: Setting) -> dict[str, Any]:
+    """What whatever trains a teacher may ask for, beside the engine and the watch."""
+    return {"task": here.task, "load": partial(load, here), "fresh": partial(fresh, here)}
 
 
 def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = None) -> nn.Module:

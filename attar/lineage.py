@@ -25,7 +25,7 @@ def teachers(plan: Resolved, trust: bool = False) -> tuple[Teacher, ...]:
     if (piece := plan.teacher) is not None and "recipe" in piece.function.keywords:
         other = check(read(piece.function.keywords["recipe"]), trust=trust)
         found += teachers(other, trust)
-    elif piece is not None:
+    elif piece is not None and "network" not in piece.function.keywords:  # else it is one's own
         found.append(teacher(str(piece.function.keywords.get("model", piece.name))))
     if plan.teach is not None:
         found += map(teacher, plan.teach.function.keywords.get("others") or ())

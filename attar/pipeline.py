@@ -17,7 +17,7 @@ from torch import nn
 
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
-from attar.casting import build_student, built, load, made, teacher_kept
+from attar.casting import build_student, built, for_teachers, load, made, teacher_kept
 from attar.compressing import called, check_step, compressed, for_compressors, in_short, made_by
 from attar.distill import Term
 from attar.distill.loop import Watch
@@ -111,7 +111,7 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     torch.manual_seed(here.recipe.seed)
 
     def train(engine: local, watch: Watch) -> nn.Module:
-        given = {"task": here.task, "engine": engine, "watch": watch, "load": partial(load, here)}
+        given = for_teachers(here) | {"engine": engine, "watch": watch}
         return ask(make, given)  # type: ignore[no-any-return]
 
     build = partial(built, here)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,12 @@ from attar.errors import ModelError
 from attar.losses import response
 from attar.screen import Silent
 from attar.tasks.classes import Classification
-from attar.types import Count, Positive
+from attar.types import Count, Lesson, Positive
 
 Load = Callable[..., nn.Module]
 """Gives a model by its name; takes `new_head`."""
 
-__all__ = ["born_again", "distilled", "finetune", "load"]
+__all__ = ["born_again", "distilled", "finetune", "load", "train"]
 
 
 def load(load: Callable[[str], nn.Module], *, model: str) -> nn.Module:
@@ -169,14 +169,9 @@ def finetune(
     keep_head: the head that it has answers for these classes in their order; it is trained on
     """
     teacher = (load or task.load)(model, new_head=not keep_head)
-
-    def course(size: int) -> tuple[object, int]:
-        batches = task.batches("labelled", batch_size=size)
-        return teach.alone(engine.feed(batches)), len(batches)
-
     return distill.train(
         teacher,
-        course,  # type: ignore[arg-type]
+        partial(_labels, task, engine),
         [distill.term(task.loss)],
         task.forward,
         engine,
@@ -186,6 +181,51 @@ def finetune(
         lr=lr,
         rates=rates(teacher, len(task.classes), train, 1.0 if keep_head else head_rate),
     )
+
+
+def train(
+    task: Classification,
+    engine: local,
+    fresh: Callable[[str | dict[str, Any]], nn.Module],
+    watch: Watch | None = None,
+    *,
+    network: str | dict[str, Any],
+    epochs: Positive = 20,
+    lr: Positive = 1e-3,
+    batch_size: Count = 64,
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    weight_decay: float = 0.01,
+) -> nn.Module:
+    """A network trained on the labels from the start, where no pretrained one is to be had.
+
+    fresh: builds the network
+    network: one that a student can be, with its options: `resnet: {depth: 56}`
+    epochs: how often it sees each label
+    lr: highest learning rate; it falls along half a cosine
+    batch_size: examples of a step
+    optimizer: adamw, or sgd (with Nesterov momentum 0.9, and a rate a hundred times higher)
+    weight_decay: of matrices
+    """
+    return distill.train(
+        fresh(network),
+        partial(_labels, task, engine),
+        [distill.term(task.loss)],
+        task.forward,
+        engine,
+        watch=watch,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        decay="cosine",
+    )
+
+
+def _labels(task: Classification, engine: local, size: int) -> tuple[Iterable[Lesson], int]:
+    """Endless lessons by the labels alone, and how many of them are an epoch."""
+    batches = task.batches("labelled", batch_size=size)
+    return teach.alone(engine.feed(batches)), len(batches)
 
 
 def rates(

@@ -98,6 +98,30 @@ def test_a_transformers_network_teaches_pictures_and_is_left_as_its_own_folder(
     assert (tmp_path / "out" / "teacher" / "preprocessor_config.json").is_file()
 
 
+def test_a_teacher_trained_from_the_start_is_pruned_and_repairs_itself(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    train = {"network": {"resnet": {"depth": 14, "width": 8}}, "epochs": 8, "lr": 5e-3}
+    steps = [
+        {"prune.layers": {"drop": 2}},
+        {"prune.structured": {"ratio": 0.5, "exclude": ["conv1", "*.conv2"]}},
+        *said["steps"],
+        "export.safetensors",
+    ]
+    change = {"teacher": {"train": train}, "student": "teacher", "steps": steps}
+    report = run(read(said | change), tmp_path / "out")
+    rows = {row.name: row for row in report.rows}
+    name = "student-layers-structured-distill"
+    assert rows["teacher"].score > 0.6
+    assert rows[name].parameters < 0.7 * rows["teacher"].parameters
+    assert rows[f"{name}-folder"].score == rows[name].score
+    again = students.load(tmp_path / "out" / name)
+    assert sum(each.numel() for each in again.parameters()) == rows[name].parameters
+    # A second run finds the teacher that the first one trained.
+    there = begin(read(said | change), tmp_path / "out")
+    assert {each.name for each in forecast(there).stages if each.done} >= {"teacher"}
+
+
 def test_a_look_ahead_knows_pictures(said: dict[str, Any], tmp_path: Path) -> None:
     found = forecast(begin(read(said), tmp_path / "out"))
     assert "10 classes" in found.lines()[0]
@@ -121,7 +145,10 @@ def test_the_doctor_looks_at_pictures(said: dict[str, Any], tmp_path: Path) -> N
     [
         ({"steps": ["prune.vocabulary", "export.onnx"]}, "pictures have no words"),
         ({"measure": [{"latency": {"tokens": [16]}}]}, "pictures have none"),
-        ({"student": {"lstm": {}}}, "lstm"),
+        ({"student": {"lstm": {}}}, "lstm asks for 'texts'"),
+        ({"teacher": {"train": {"network": "resnot"}}}, "did you mean 'resnet'"),
+        ({"teacher": {"train": {"network": {"resnet": {"depht": 8}}}}}, "depth"),
+        ({"teacher": {"train": {"network": "teacher"}}}, "teacher asks for 'teacher'"),
     ],
 )
 def test_what_is_for_texts_alone_says_so_of_pictures(

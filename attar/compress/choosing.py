@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -21,6 +22,7 @@ def chosen(
     A layer that stands in several places is there once for each. What is inside of a quantized
     module is left to that.
 
+    exclude: paths, in which a star stands for anything (`*.conv2`)
     what: the layers and the verb, for the sentence where there are none
     Raises ModelError for an excluded path that names nothing, and where none is left.
     """
@@ -32,10 +34,12 @@ def chosen(
         for path, module in modules.items()
         if path and wanted(module) and not done.intersection(_around(path)[:-1])
     }
-    for path in exclude or ():
-        if path not in places:
-            raise ModelError(f"exclude names {path!r}, where nothing is; {nearest(path, places)}")
-    left = {path: m for path, m in found.items() if not set(_around(path)) & set(exclude or ())}
+    apart: set[str] = set()
+    for name in exclude or ():
+        if not (meant := {path for path in places if fnmatchcase(path, name)}):
+            raise ModelError(f"exclude names {name!r}, where nothing is; {nearest(name, places)}")
+        apart |= meant
+    left = {path: module for path, module in found.items() if not apart & set(_around(path))}
     if not left:
         raise ModelError(f"{type(model).__name__} has no {what}.")
     return left

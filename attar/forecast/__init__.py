@@ -176,8 +176,7 @@ def _teacher(look: _Look) -> Stage:
     assert here.plan.teacher is not None
     assert cast.teacher is not None
     make, clock = here.plan.teacher.function, _Clock(0.0 if cast.trained else BUDGET)
-    given = {"task": here.task, "engine": ask(here.plan.engine.function, {})}
-    given["load"] = partial(casting.load, here)
+    given = casting.for_teachers(here) | {"engine": ask(here.plan.engine.function, {})}
     clock.time(lambda watch: ask(make, {**given, "watch": watch}))
     training = _training(look, "labelled", clock, make, cast.teacher)
     seconds = 0.0 if cast.trained else clock.steps * clock.pace

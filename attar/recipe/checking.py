@@ -103,12 +103,12 @@ class _Lookup:
     def maybe(self, key: str) -> Piece | None:
         return None if vars(self.recipe)[key] is None else self.one(key)
 
-    def student(self) -> Piece | None:
-        """The student; and another that an option of it names is looked up and checked too."""
-        piece = self.maybe("student")
-        inner = None if piece is None else piece.function.keywords.get("student")
+    def network(self, key: str, option: str) -> Piece | None:
+        """A student or teacher; the student that an option of it names is looked up too."""
+        piece = self.maybe(key)
+        inner = None if piece is None else piece.function.keywords.get(option)
         if piece is not None and inner is not None:
-            trail: Trail = ("student", piece.name, "student")
+            trail: Trail = (key, piece.name, option)
             try:
                 choice = Choice.model_validate(as_choice(inner))
             except ValueError as error:
@@ -254,8 +254,8 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
     task = lookup.one("task")
     resolved = Resolved(
         task=task,
-        teacher=lookup.maybe("teacher"),
-        student=lookup.student(),
+        teacher=lookup.network("teacher", "network"),
+        student=lookup.network("student", "student"),
         teach=lookup.maybe("teach"),
         losses=tuple(lookup.term(index, task) for index in range(len(recipe.losses))),
         steps=tuple(lookup.steps()),

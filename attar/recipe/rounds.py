@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from attar.types import Count
+from pydantic import Field
 
 
-def repeat(*, steps: list[Any], times: Count = 3) -> Iterator[tuple[int, Any, float]]:
+def repeat(
+    *, steps: list[Any], times: Annotated[int, Field(ge=1)] = 3
+) -> Iterator[tuple[int, Any, float]]:
     """The same steps several times over: cut a little, repair, cut more (Han et al. 2015).
 
     A number of a compressor may be a schedule over the rounds, at its `end` in the last:

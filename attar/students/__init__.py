@@ -12,6 +12,7 @@ from attar.students.pretrained import pretrained
 from attar.students.recurrent import lstm
 from attar.students.residual import resnet
 from attar.students.transformer import encoder, layers
+from attar.students.whole import teacher
 from attar.students.wide import wideresnet
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "mobilenet",
     "pretrained",
     "resnet",
+    "teacher",
     "wideresnet",
 ]

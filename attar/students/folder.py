@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attar.depth import blocks, with_layers
 from attar.errors import MissingExtra, ModelError
 from attar.shapes import fit_
 from attar.students.convolutional import Cnn
@@ -65,10 +66,17 @@ def load(folder: str | Path) -> nn.Module:
         next(name for name in ("joined", *TEXTS, *PICTURES) if name in paper)
     except (FileNotFoundError, json.JSONDecodeError, StopIteration):
         raise ModelError(f"{source} holds no {PAPER} of a student that attar saved") from None
-    student = _built(paper, None if _sees(paper) else _tokenizer_in(source))
     weights = load_file(source / WEIGHTS)
+    student = _as_deep(_built(paper, None if _sees(paper) else _tokenizer_in(source)), weights)
     fit_(student, weights).load_state_dict(weights)  # its channels may have been pruned
     return student.eval()
+
+
+def _as_deep(student: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The student without the blocks that have no weights: they were pruned."""
+    paths = blocks(student)
+    there = [n for n, path in enumerate(paths) if any(w.startswith(f"{path}.") for w in weights)]
+    return student if len(there) == len(paths) else with_layers(student, there)
 
 
 def _resnet(source: Path, weights: Mapping[str, Tensor]) -> nn.Module:
