@@ -23,6 +23,14 @@ asked = {{each.name: text[each.name] for each in session.get_inputs()}}
 print(session.run(None, asked)[0].argmax())
 """
 
+OPENVINO = """import openvino, transformers
+text = transformers.AutoTokenizer.from_pretrained("tokenizer")("{asked}", return_tensors="np")
+precise = {{"INFERENCE_PRECISION_HINT": "f32"}}  # as it was scored; left out, some processors round
+model = openvino.Core().compile_model("{name}", "CPU", precise)
+asked = {{each.any_name: text[each.any_name] for each in model.inputs}}
+print(model(asked)[0].argmax())
+"""
+
 TRANSFORMERS = """from transformers import pipeline
 classify = pipeline("text-classification", model=".")
 print(classify("{asked}"))
@@ -83,6 +91,9 @@ def _loading(path: Path) -> tuple[str, str, str]:
     if path.suffix == ".onnx":
         inside = "`tokenizer/`; the number is a place in `classes`, which the file's metadata has"
         return "onnx", ONNX.format(asked=ASKED, name=path.name), inside
+    if path.suffix == ".xml":
+        inside = "`tokenizer/`; the number is a place in `classes`, which the file's `rt_info` has"
+        return "openvino", OPENVINO.format(asked=ASKED, name=path.name), inside
     if (path / "attar.json").is_file():
         return "attar", ATTAR.format(asked=ASKED), "this folder"
     if (path / "config.json").is_file():

@@ -2,5 +2,6 @@
 
 from attar.export.folder import safetensors, transformers
 from attar.export.onnx_file import onnx
+from attar.export.openvino_file import openvino
 
-__all__ = ["onnx", "safetensors", "transformers"]
+__all__ = ["onnx", "openvino", "safetensors", "transformers"]

@@ -1,4 +1,4 @@
-"""Networks of other libraries, called like any network of torch: an ONNX file, a Keras model."""
+"""Networks of other libraries, called like any network of torch: exported files, a Keras model."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ class OnnxNetwork(nn.Module):
                 path, settings, providers=["CPUExecutionProvider"]
             )
         self.path = path
-        # A state like any other network's, so that another file is another teacher.
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        self.register_buffer("digest", _digest(path))
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.names = [entry.name for entry in self.session.get_inputs()]
         _check_inputs(str(path), self.names)
@@ -58,6 +56,48 @@ class OnnxNetwork(nn.Module):
         with told(f"{self.path} gives no answer"):
             (first, *_) = self.session.run(None, given)
         return torch.from_numpy(first)
+
+
+class OpenvinoNetwork(nn.Module):
+    """An .xml with its .bin run by OpenVINO, called like any other network.
+
+    The folder of the file, or `tokenizer/` in it, holds the tokenizer it was exported with. It
+    computes in 32 bits on every processor, so that it answers the same on all of them.
+    """
+
+    runtime: str
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        super().__init__()
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingExtra("openvino", "openvino", f"running {path.name}") from error
+        _check_file(path)
+        _check_file(path.with_suffix(".bin"))
+        opened = openvino.Core()
+        # A file that is mapped into memory could not be replaced on every system.
+        opened.set_property({"ENABLE_MMAP": False})
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        with told(f"OpenVINO can't load {path}"):
+            self.compiled = opened.compile_model(path, "CPU", settings)
+        self.path = path
+        self.register_buffer("digest", _digest(path, path.with_suffix(".bin")))
+        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
+        self.names = [entry.any_name for entry in self.compiled.inputs]
+        _check_inputs(str(path), self.names)
+        self.tokenizer = _tokenizer_beside(path)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits (rows, classes)."""
+        given = {name: inputs[name].numpy() for name in self.names}
+        with told(f"{self.path} gives no answer"):
+            # Copied, since the next answer is written to the same place.
+            return torch.tensor(self.compiled(given)[0])
 
 
 class KerasNetwork(nn.Module):
@@ -156,6 +196,14 @@ def _keras(name: str) -> Any:
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
+
+
+def _digest(*files: Path) -> Tensor:
+    """A state like any other network's, so that another file is another teacher."""
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(file.read_bytes())
+    return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
 
 
 def _check_inputs(name: str, inputs: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Sequence classifiers: of `transformers`, a package, an ONNX or Keras file, or the user's own.
+"""Sequence classifiers: of `transformers`, a package, an exported or Keras file, or the user's own.
 
 A text network is called as `model(input_ids=..., attention_mask=...)`, each (rows, length) int64,
 and gives logits (rows, classes) or an object with `.logits`. It carries its tokenizer as
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import ModelError
-from attar.tasks.text.foreign import KerasNetwork, OnnxNetwork, is_keras
+from attar.tasks.text.foreign import KerasNetwork, OnnxNetwork, OpenvinoNetwork, is_keras
 from attar.tasks.text.tokenizing import Tokenizer, quiet, tokenizer_at, tokenizer_of, told
 
 UNBOUNDED = 1_000_000
@@ -41,6 +41,8 @@ def load(
     """A network by name, in eval mode, in float32, its classes in the task's order."""
     if name.endswith(".onnx"):
         return OnnxNetwork(Path(name), threads)
+    if name.endswith(".xml"):
+        return OpenvinoNetwork(Path(name), threads)
     if name.endswith(".keras"):
         return KerasNetwork.read(Path(name))
     return _load_transformers(folder_of(name), classes, new_head, partly)
