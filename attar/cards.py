@@ -31,6 +31,15 @@ asked = {{each.any_name: text[each.any_name] for each in model.inputs}}
 print(model(asked)[0].argmax())
 """
 
+EXECUTORCH = """import json, pathlib, transformers
+from executorch.runtime import Runtime
+text = transformers.AutoTokenizer.from_pretrained("tokenizer")("{asked}", return_tensors="pt")
+program = Runtime.get().load_program(pathlib.Path("{name}"))
+facts = json.loads(program.load_method("facts").execute([])[0])
+asked = [text[each] for each in facts["inputs"]]
+print(program.load_method("forward").execute(asked)[0].argmax())
+"""
+
 TRANSFORMERS = """from transformers import pipeline
 classify = pipeline("text-classification", model=".")
 print(classify("{asked}"))
@@ -94,6 +103,11 @@ def _loading(path: Path) -> tuple[str, str, str]:
     if path.suffix == ".xml":
         inside = "`tokenizer/`; the number is a place in `classes`, which the file's `rt_info` has"
         return "openvino", OPENVINO.format(asked=ASKED, name=path.name), inside
+    if path.suffix == ".pte":
+        inside = (
+            "`tokenizer/`; the number is a place in `classes`, of which its method `facts` tells"
+        )
+        return "executorch", EXECUTORCH.format(asked=ASKED, name=path.name), inside
     if (path / "attar.json").is_file():
         return "attar", ATTAR.format(asked=ASKED), "this folder"
     if (path / "config.json").is_file():

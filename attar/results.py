@@ -19,7 +19,7 @@ from torch import nn
 from attar import measure
 from attar.baselines import bag_of_words
 from attar.cards import write_cards
-from attar.export import onnx_file, openvino_file
+from attar.export import executorch_file, onnx_file, openvino_file
 from attar.lineage import facts, teachers
 from attar.measure.comparing import answer, emulated, row
 from attar.measure.cost import WARM_UP
@@ -35,10 +35,14 @@ if TYPE_CHECKING:
 PARTS = ("train", "labelled", "validation", "test")
 LIBRARIES = (
     *("attar", "torch", "transformers", "onnx", "onnxruntime", "openvino"),
-    *("scikit-learn", "numpy"),
+    *("executorch", "scikit-learn", "numpy"),
 )
 
-NOTED = {".onnx": onnx_file.noted, ".xml": openvino_file.noted}
+NOTED = {
+    ".onnx": onnx_file.noted,
+    ".xml": openvino_file.noted,
+    ".pte": executorch_file.noted,
+}
 """How facts are added to a file, by its ending."""
 
 ANSWER = """

@@ -63,6 +63,7 @@ DOORS = {
     "onnxscript": ("export/",),
     "onnx_ir": ("export/",),
     "onnxruntime": ("export/", "tasks/text/", "measure/"),
+    "executorch": ("export/", "tasks/text/"),
     "openvino": ("export/", "tasks/text/"),
     "keras": ("tasks/text/",),
     "typer": ("cli/",),
@@ -76,7 +77,8 @@ DOORS = {
 
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
-    *("onnx", "onnxscript", "onnxruntime", "openvino", "keras", "torch_pruning"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
+    "torch_pruning",
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

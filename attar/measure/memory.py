@@ -47,6 +47,17 @@ feed = {{entry.any_name: feed[entry.any_name] for entry in compiled.inputs}}
 for _ in range(3):
     compiled(feed)
 """,
+    ".pte": """
+import json, pathlib, torch
+from executorch.runtime import Runtime
+program = Runtime.get().load_program(pathlib.Path({path!r}))
+names = json.loads(program.load_method("facts").execute([])[0])["inputs"]
+shapes, types = {shapes!r}, {types!r}
+feed = [torch.ones((1, *shapes[name][1:]), dtype=vars(torch)[types[name]]) for name in names]
+forward = program.load_method("forward")
+for _ in range(3):
+    forward.execute(feed)
+""",
 }
 """By the ending of a file, Python that loads it and has it answer."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,46 @@ class OpenvinoNetwork(nn.Module):
         with told(f"{self.path} gives no answer"):
             # Copied, since the next answer is written to the same place.
             return torch.tensor(self.compiled(given)[0])
+
+
+class ExecutorchNetwork(nn.Module):
+    """A .pte of attar's run by ExecuTorch, called like any other network: row by row.
+
+    The folder of the file, or `tokenizer/` in it, holds the tokenizer it was exported with.
+    """
+
+    runtime: str
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        super().__init__()
+        _check_file(path)
+        try:
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+        except ImportError as error:
+            raise MissingExtra("executorch", "executorch", f"running {path.name}") from error
+        # For the whole process: ExecuTorch knows threads of no other kind.
+        portable_lib._unsafe_reset_threadpool(threads)
+        with told(f"ExecuTorch can't load {path}"):
+            self.program = Runtime.get().load_program(path.read_bytes())
+            if "facts" not in self.program.method_names:
+                raise ModelError(f"{path} does not say what it is; export it with attar.")
+            (facts,) = self.program.load_method("facts").execute([])
+            self.method = self.program.load_method("forward")
+        self.path = path
+        self.register_buffer("digest", _digest(path))
+        self.runtime = f"ExecuTorch {version('executorch')}"
+        self.names = json.loads(facts)["inputs"]
+        _check_inputs(str(path), self.names)
+        self.tokenizer = _tokenizer_beside(path)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits (rows, classes)."""
+        rows = zip(*(inputs[name].split(1) for name in self.names), strict=True)
+        with told(f"{self.path} gives no answer"):
+            # Copied, since the next answer is written to the same place.
+            given = ([each.contiguous() for each in row] for row in rows)
+            return torch.cat([self.method.execute(row)[0].clone() for row in given])
 
 
 class KerasNetwork(nn.Module):

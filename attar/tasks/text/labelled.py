@@ -101,12 +101,12 @@ class classification:  # noqa: N801  (a recipe names it, so it is spelled like t
         """A sequence classifier for this task's classes, with its tokenizer as `.tokenizer`.
 
         name: a `transformers` folder or hub name, `package:NAME` for weights that an installed
-            package carries, an .onnx, .xml or .keras file, a Keras model on the torch backend, or
-            the user's own module called as `model(input_ids=..., attention_mask=...)`
+            package carries, an .onnx, .xml, .pte or .keras file, a Keras model on the torch
+            backend, or the user's own module called as `model(input_ids=..., attention_mask=...)`
         new_head: replace a head that was trained for other classes
         partly: take a model of `transformers` that knows only some of the classes too; its logits
             of all others are -inf
-        threads: of ONNX Runtime or OpenVINO, where it is a file
+        threads: of the runtime, where it is an exported file
         Raises ModelError where the model can't be had or does not fit.
         """
         if isinstance(name, str):

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import ModelError
-from attar.tasks.text.foreign import KerasNetwork, OnnxNetwork, OpenvinoNetwork, is_keras
+from attar.tasks.text.foreign import (
+    ExecutorchNetwork,
+    KerasNetwork,
+    OnnxNetwork,
+    OpenvinoNetwork,
+    is_keras,
+)
 from attar.tasks.text.tokenizing import Tokenizer, quiet, tokenizer_at, tokenizer_of, told
 
 UNBOUNDED = 1_000_000
@@ -43,6 +49,8 @@ def load(
         return OnnxNetwork(Path(name), threads)
     if name.endswith(".xml"):
         return OpenvinoNetwork(Path(name), threads)
+    if name.endswith(".pte"):
+        return ExecutorchNetwork(Path(name), threads)
     if name.endswith(".keras"):
         return KerasNetwork.read(Path(name))
     return _load_transformers(folder_of(name), classes, new_head, partly)
