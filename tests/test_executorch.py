@@ -31,9 +31,7 @@ from attar.tasks.text.foreign import ExecutorchNetwork
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": zoo.Mlp,
-    "mlp-fp16": lambda: quantize.fp16(zoo.Mlp()),
     "cnn": zoo.Convolved,
-    "text_cnn": zoo.text_cnn,
     "bert": bert,
 }
 LONGEST = 12
