@@ -24,6 +24,23 @@ asked = {{each.name: text[each.name] for each in session.get_inputs()}}
 print(session.run(None, asked)[0].argmax())
 """
 
+OPENVINO = """import openvino, transformers
+text = transformers.AutoTokenizer.from_pretrained("tokenizer")("{asked}", return_tensors="np")
+precise = {{"INFERENCE_PRECISION_HINT": "f32"}}  # as it was scored; left out, some processors round
+model = openvino.Core().compile_model("{name}", "CPU", precise)
+asked = {{each.any_name: text[each.any_name] for each in model.inputs}}
+print(model(asked)[0].argmax())
+"""
+
+EXECUTORCH = """import json, pathlib, transformers
+from executorch.runtime import Runtime
+text = transformers.AutoTokenizer.from_pretrained("tokenizer")("{asked}", return_tensors="pt")
+program = Runtime.get().load_program(pathlib.Path("{name}"))
+facts = json.loads(program.load_method("facts").execute([])[0])
+asked = [text[each] for each in facts["inputs"]]
+print(program.load_method("forward").execute(asked)[0].argmax())
+"""
+
 TRANSFORMERS = """from transformers import pipeline
 classify = pipeline("text-classification", model=".")
 print(classify("{asked}"))
@@ -61,6 +78,28 @@ how = model.normalization
 pixels = torch.tensor((pixels - how["mean"]) / how["std"]).float()
 print(model(pixel_values=pixels.permute(2, 0, 1)[None]).argmax())
 """
+
+TEXTS = {
+    ".onnx": ("onnx", ONNX, "`tokenizer/`; the number is a place in the metadata's `classes`"),
+    ".xml": ("openvino", OPENVINO, "`tokenizer/`; the number is a place in `rt_info`'s `classes`"),
+    ".pte": (
+        "executorch",
+        EXECUTORCH,
+        "`tokenizer/`; the number is a place in `classes`, of which its method `facts` tells",
+    ),
+    "attar": ("attar", ATTAR, "this folder"),
+    "transformers": ("transformers", TRANSFORMERS, "this folder"),
+}
+"""By a file's ending or a folder's kind: its library, how it loads, where its tokenizer lies."""
+
+PICTURES = {
+    ".onnx": ("onnx", PICTURE + PICTURE_ONNX, ""),
+    ".xml": ("openvino", "", ""),
+    ".pte": ("executorch", "", ""),
+    "attar": ("attar", PICTURE + PICTURE_ATTAR, ""),
+    "transformers": ("transformers", PICTURE_TRANSFORMERS, ""),
+}
+"""The same for pictures."""
 
 
 def write_cards(here: Setting, report: Report, paths: Mapping[str, Path]) -> list[Path]:
@@ -111,22 +150,10 @@ def _loading(path: Path, shape: Sequence[int] | None) -> tuple[str, str, str]:
 
     shape: height and width of its pictures; None where it reads texts
     """
-    if shape is not None:
-        return _loading_seeing(path, *shape)
-    if path.suffix == ".onnx":
-        inside = "`tokenizer/`; the number is a place in `classes`, which the file's metadata has"
-        return "onnx", ONNX.format(asked=ASKED, name=path.name), inside
-    if (path / PAPER).is_file():
-        return "attar", ATTAR.format(asked=ASKED), "this folder"
-    if (path / "config.json").is_file():
-        return "transformers", TRANSFORMERS.format(asked=ASKED), "this folder"
-    return "other", "", ""
-
-
-def _loading_seeing(path: Path, height: int, width: int) -> tuple[str, str, str]:
-    opened = PICTURE.format(width=width, height=height)
-    if path.suffix == ".onnx":
-        return "onnx", opened + PICTURE_ONNX.format(name=path.name), ""
-    if (path / PAPER).is_file():
-        return "attar", opened + PICTURE_ATTAR, ""
-    return "transformers", PICTURE_TRANSFORMERS, ""
+    height, width = shape or (0, 0)
+    papers = {PAPER: "attar", "config.json": "transformers"}
+    folder = next((kind for paper, kind in papers.items() if (path / paper).is_file()), "")
+    known = TEXTS if shape is None else PICTURES
+    library, lines, tokenizer = known.get(path.suffix or folder, ("other", "", ""))
+    said = lines.format(asked=ASKED, name=path.name, width=width, height=height)
+    return library, said, tokenizer

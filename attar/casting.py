@@ -92,7 +92,7 @@ def fresh(here: Setting, said: str | dict[str, Any]) -> nn.Module:
     """An untrained network of those that students can be, which needs no teacher to be built."""
     name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
     make = bind(find(ROOMS["student"], name, trust=here.trust), options or {})
-    return here.task.load(ask(make, given(here) | here.task.offers))
+    return here.task.load(ask(make, {**given(here), **here.task.offers}))
 
 
 def for_teachers(here: Setting) -> dict[str, Any]:

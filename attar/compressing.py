@@ -67,6 +67,10 @@ def check_step(step: Piece, model: nn.Module) -> None:
             f"{step.name} would write a model that is still trained for few bits; put "
             "quantize.int8_static before it."
         )
+    if step.name.startswith("export."):
+        export.writing.check_libraries(step.name.removeprefix("export."))
+    if step.name == "export.executorch":
+        export.executorch_file.check_kind(model)
     if step.name == "export.transformers":
         export.folder.check_class(model)
     if step.name != "distill":

@@ -19,7 +19,7 @@ from torch import nn
 from attar import measure
 from attar.baselines import bag_of_words
 from attar.cards import write_cards
-from attar.export.onnx_file import noted
+from attar.export import executorch_file, onnx_file, openvino_file
 from attar.lineage import facts, teachers
 from attar.measure.comparing import answer, emulated, row
 from attar.measure.cost import WARM_UP
@@ -34,7 +34,17 @@ if TYPE_CHECKING:
     from attar.setting import Book, Setting
 
 PARTS = ("train", "labelled", "validation", "test")
-LIBRARIES = ("attar", "torch", "transformers", "onnx", "onnxruntime", "scikit-learn", "numpy")
+LIBRARIES = (
+    *("attar", "torch", "transformers", "onnx", "onnxruntime", "openvino"),
+    *("executorch", "scikit-learn", "numpy"),
+)
+
+NOTED = {
+    ".onnx": onnx_file.noted,
+    ".xml": openvino_file.noted,
+    ".pte": executorch_file.noted,
+}
+"""How facts are added to a file, by its ending."""
 
 ANSWER = """
 import torch
@@ -140,9 +150,10 @@ def _sign(
     made = {"recipe": here.recipe.name or here.out.name, **facts(teachers(here.plan, here.trust))}
     made |= {name: known for name, known in _versions() if name == "attar"}
     for entry in entries:
-        if entry.source is not None and entry.path is not None and entry.path.suffix == ".onnx":
+        if entry.source is not None and entry.path is not None and entry.path.suffix in NOTED:
             said = scores.get(entry.name, {})
-            noted(entry.path, made | {k: said[k] for k in ("score", "examples") if k in said})
+            note = NOTED[entry.path.suffix]
+            note(entry.path, made | {k: said[k] for k in ("score", "examples") if k in said})
 
 
 def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
@@ -165,7 +176,7 @@ def _answers(
     """What makes one answer of each row that can be timed fairly, at each length."""
 
     def timed(entry: Entry) -> nn.Module:
-        is_file = timing.threads > 1 and entry.path is not None and entry.path.suffix == ".onnx"
+        is_file = timing.threads > 1 and entry.path is not None and entry.path.suffix in NOTED
         return here.task.load(str(entry.path), threads=timing.threads) if is_file else entry.model
 
     models = {entry.name: timed(entry) for entry in entries if not emulated(entry.model)}

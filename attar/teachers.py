@@ -28,8 +28,8 @@ __all__ = ["born_again", "distilled", "finetune", "load", "train"]
 def load(load: Callable[[str], nn.Module], *, model: str) -> nn.Module:
     """A model that is already trained for this task's classes.
 
-    model: folder, hub name, `package:NAME`, .onnx or .keras file, or `my_model.py:build`, a
-        function of your own that gives a network
+    model: folder, hub name, `package:NAME`, .onnx, .xml, .pte or .keras file, or
+        `my_model.py:build`, a function of your own that gives a network
     """
     teacher = load(model)
     if "untrained_head" in vars(teacher):

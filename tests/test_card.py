@@ -280,7 +280,7 @@ def test_a_file_that_can_t_be_written_anew_stays_as_it_was(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attar.export.onnx_file.os.replace", full)
+    monkeypatch.setattr("attar.export.writing.os.replace", full)
     with pytest.raises(ExportError, match="can't be written"):
         noted(path, {"score": 0.5})
     assert path.read_bytes() == before

@@ -28,7 +28,7 @@ from attar import export, students
 from attar.compress import quantize
 from attar.compress.quantize import dynamic
 from attar.errors import ExportError, MissingExtra, ModelError
-from attar.export import onnx_file
+from attar.export import onnx_file, parity, writing
 from attar.resolve import names
 from attar.students.convolutional import Cnn
 from attar.students.recurrent import Lstm
@@ -337,19 +337,20 @@ def test_a_failed_export_says_why_leaves_nothing_and_keeps_the_file_that_was_the
 
 
 def test_answers_too_far_apart_or_without_a_number_are_refused() -> None:
-    onnx_file._check_answers(0.9e-3, False)
-    onnx_file._check_answers(0.04, True)
+    models = {False: Mlp(), True: quantize.int8_dynamic(Mlp())}
+    parity.check_answers(0.9e-3, models[False], onnx_file.ADVICE)
+    parity.check_answers(0.04, models[True], onnx_file.ADVICE)
     for difference, quantized in ((2e-3, False), (float("nan"), False), (0.06, True)):
         with pytest.raises(ExportError, match="The exported file answers otherwise") as refused:
-            onnx_file._check_answers(difference, quantized)
+            parity.check_answers(difference, models[quantized], onnx_file.ADVICE)
         assert ("reduce_range" in str(refused.value)) == quantized
 
 
 def test_the_reason_told_is_the_one_at_the_bottom_in_one_line() -> None:
     above = RuntimeError("Failed.\nNext steps:\n- do this")
     above.__cause__ = ValueError("no such operator: frobnicate.\nSee the log")
-    assert onnx_file._reason(above) == "ValueError: no such operator: frobnicate"
-    assert onnx_file._reason(AssertionError()) == "AssertionError"
+    assert parity.reason(above) == "ValueError: no such operator: frobnicate"
+    assert parity.reason(AssertionError()) == "AssertionError"
 
 
 def test_more_weights_than_a_file_can_hold_are_refused_before_the_work(
@@ -379,7 +380,7 @@ def test_silence_ends_with_the_export(capfd: pytest.CaptureFixture[str]) -> None
     log = logging.getLogger("attar.tests.silence")
     levels = {name: logging.getLogger(name).level for name in ("", "torch.onnx", "onnxscript")}
     handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
-    with onnx_file._quiet():
+    with writing.quiet():
         log.warning("a note")
         warnings.warn("torch is not sure", stacklevel=1)
         print("progress")
@@ -394,7 +395,7 @@ def test_silence_ends_with_the_export(capfd: pytest.CaptureFixture[str]) -> None
 def test_a_stricter_silence_of_the_user_is_kept_during_and_after() -> None:
     logging.disable(logging.CRITICAL)
     try:
-        with onnx_file._quiet():
+        with writing.quiet():
             assert logging.root.manager.disable == logging.CRITICAL
         assert logging.root.manager.disable == logging.CRITICAL
     finally:
@@ -457,8 +458,17 @@ def test_quantized_weights_have_no_folder(form: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_transformers_model_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+    model = bert()
+    del model.tokenizer
+    with pytest.raises(ExportError, match="carries no tokenizer"):
+        export.transformers(model, tmp_path / "out")
+    export.transformers(model, tmp_path / "out", lambda _, folder: (folder / "how").touch())
+    assert (tmp_path / "out" / "how").exists()
+
+
 def test_a_model_of_another_make_has_no_transformers_folder(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Mlp is no `transformers` model with a tokenizer; use"):
+    with pytest.raises(ExportError, match="Mlp is no `transformers` model; use"):
         export.transformers(Mlp(), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 

@@ -63,6 +63,8 @@ DOORS = {
     "onnxscript": ("export/",),
     "onnx_ir": ("export/",),
     "onnxruntime": ("export/", "tasks/", "measure/"),
+    "executorch": ("export/", "tasks/"),
+    "openvino": ("export/", "tasks/"),
     "keras": ("tasks/text/",),
     "PIL": ("tasks/vision/",),
     "timm": ("tasks/vision/",),
@@ -78,8 +80,8 @@ DOORS = {
 
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
-    *("onnx", "onnxscript", "onnxruntime", "keras", "torch_pruning"),
-    *("PIL", "timm", "torchvision"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
+    *("torch_pruning", "PIL", "timm", "torchvision"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

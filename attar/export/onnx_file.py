@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attar.errors import ExportError, MissingExtra
-from attar.types import Example, InTraining, Quantized
-
-FLOAT_TOLERANCE = 1e-3
-"""Largest difference of a logit, as a share of the largest logit, for a float file."""
-
-INT8_TOLERANCE = 0.05
-"""The same for an int8 file: a rounding that falls the other way moves a value by a whole step."""
+from attar.errors import ExportError
+from attar.export import parity
+from attar.export.writing import check_libraries, check_trained, ended, quiet, told, written
+from attar.types import Example
 
 LIMIT = 2_000_000_000
 """Bytes of weights that one file can hold, about: the format's own limit."""
 
 OPSETS = range(18, 24)
 """The operator sets that torch writes."""
+
+OPSET = 20
+"""What ONNX Runtime reads from its version 1.17 on."""
+
+ADVICE = "Where a step has reduce_range, turn it on: not every processor can do without."
 
 
 def onnx(
@@ -40,7 +32,7 @@ def onnx(
     path: str | Path,
     facts: Mapping[str, Any] | None = None,
     *,
-    opset: int = 20,
+    opset: int = OPSET,
 ) -> Path:
     """Write a model as one ONNX file with any batch and length, and check it in ONNX Runtime.
 
@@ -56,18 +48,15 @@ def onnx(
     opset: ONNX operator set, 18 to 23; ONNX Runtime reads 20 from its version 1.17 on
     Raises ExportError where the file can't be made or answers otherwise; then nothing is written.
     """
-    _check_libraries()
-    _check_request(model, opset)
-    path = Path(path)
-    if path.suffix != ".onnx":
-        path = path.with_name(f"{path.name}.onnx")
-    inputs = {name: tensor.cpu() for name, tensor in example(model).items()}
-    twin = deepcopy(model).cpu().eval()
-    graph = _drawn(twin, inputs, opset)
-    found = _difference(twin, graph.SerializeToString(), [inputs, _unlike(inputs)])
-    _check_answers(found, any(isinstance(module, Quantized) for module in twin.modules()))
+    check_libraries("onnx")
+    twin, inputs = parity.twin(model, example)
+    graph = drawn(twin, inputs, opset)
+    file = graph.SerializeToString()
+    asked = [inputs, parity.unlike(inputs)]
+    found = parity.difference(twin, _session(file), asked, "ONNX Runtime")
+    parity.check_answers(found, twin, ADVICE)
     _note_(graph, {"producer": "attar", "parity": f"{found:.2e}", **(facts or {})})
-    return _written(graph.SerializeToString(), path)
+    return written(graph.SerializeToString(), ended(path, ".onnx"))
 
 
 def noted(path: Path, facts: Mapping[str, Any]) -> Path:
@@ -81,36 +70,20 @@ def noted(path: Path, facts: Mapping[str, Any]) -> Path:
 
     graph = onnx.load(path)
     _note_(graph, facts)
-    return _written(graph.SerializeToString(), path)
+    return written(graph.SerializeToString(), path)
 
 
 def _note_(graph: Any, facts: Mapping[str, Any]) -> None:
     known = {entry.key: entry.value for entry in graph.metadata_props}
-    told = {name: x if isinstance(x, str) else json.dumps(x) for name, x in facts.items()}
     del graph.metadata_props[:]
-    for name, fact in (known | told).items():
+    for name, fact in (known | told(facts)).items():
         graph.metadata_props.add(key=name, value=fact)
-
-
-def _check_libraries() -> None:
-    try:
-        with _quiet():
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-    except ImportError as error:
-        missing = "onnx, onnxscript and onnxruntime"
-        raise MissingExtra(missing, "onnx", "exporting to ONNX") from error
 
 
 def _check_request(model: nn.Module, opset: int) -> None:
     if opset not in OPSETS:
         raise ExportError(f"opset is {opset}; it can be {OPSETS[0]} to {OPSETS[-1]}.")
-    if any(isinstance(module, InTraining) for module in model.modules()):
-        raise ExportError(
-            f"{type(model).__name__} is still in training for fewer bits; put quantize.int8_static "
-            f"before export.onnx."
-        )
+    check_trained(model, "onnx")
     size = sum(each.numel() * each.element_size() for each in model.state_dict().values())
     if size > LIMIT:
         raise ExportError(
@@ -119,37 +92,27 @@ def _check_request(model: nn.Module, opset: int) -> None:
         )
 
 
-class _Named(nn.Module):
-    """A model called with its inputs in order, giving logits alone, as the exporter wants it."""
+def drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int = OPSET) -> Any:
+    """The model as an ONNX graph (a `ModelProto`), batch and length free.
 
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return _logits(self.model(**dict(zip(self.names, inputs, strict=True))))
-
-
-def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits
-
-
-def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
-    """The model as an ONNX graph (a `ModelProto`), batch and length free."""
+    Raises ExportError where it can't be drawn, and where a file could not hold it.
+    """
+    _check_request(model, opset)
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     names = list(inputs)
     # Two rows of two tokens at least: a dimension of 1 would be taken for a constant.
     traced = tuple(
-        each.repeat(2, *[2 if _has_length(each) and n == 1 else 1 for n in each.shape[1:]])
+        each.repeat(2, *[2 if parity.has_length(each) and n == 1 else 1 for n in each.shape[1:]])
         for each in inputs.values()
     )
-    free = tuple(dict.fromkeys(range(1 + _has_length(e)), torch.export.Dim.DYNAMIC) for e in traced)
+    free = tuple(
+        dict.fromkeys(range(1 + parity.has_length(e)), torch.export.Dim.DYNAMIC) for e in traced
+    )
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
-                _Named(model, names).eval(),
+                parity.Named(model, names).eval(),
                 traced,
                 input_names=names,
                 output_names=["logits"],
@@ -165,101 +128,20 @@ def _drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
             return program.model_proto
     except Exception as error:
         raise ExportError(
-            f"{type(model).__name__} can't be written as ONNX ({_reason(error)})."
+            f"{type(model).__name__} can't be written as ONNX ({parity.reason(error)})."
         ) from error
 
 
-def _has_length(tensor: Tensor) -> bool:
-    """Whether an input is tokens or their mask, of which there may be more or fewer."""
-    return tensor.dim() == 2 and not tensor.is_floating_point()
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong at the bottom, in a line, without the advice that is stacked upon it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}".rstrip(".: ")
-
-
-def _unlike(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same inputs in another shape: more rows, each a token shorter if it is of tokens."""
-    return {
-        name: (each[:, : max(1, each.shape[1] - 1)] if _has_length(each) else each).repeat(
-            3, *[1] * (each.dim() - 1)
-        )
-        for name, each in inputs.items()
-    }
-
-
-def _difference(model: nn.Module, file: bytes, asked: list[dict[str, Tensor]]) -> float:
-    """The largest difference of the file's logits from the model's, as a share of the largest."""
+def _session(file: bytes) -> Callable[[parity.Inputs], Any]:
+    """What answers in ONNX Runtime."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
-    shares = []
-    for inputs in asked:
-        with torch.no_grad():
-            truth = _logits(model(**inputs)).float().numpy()
-        try:
-            session = onnxruntime.InferenceSession(
-                file, settings, providers=["CPUExecutionProvider"]
-            )
-            (answer, *_) = session.run(None, {name: each.numpy() for name, each in inputs.items()})
-        except Exception as error:
-            raise ExportError(
-                f"ONNX Runtime can't run what {type(model).__name__} was exported to "
-                f"({_reason(error)})."
-            ) from error
-        if answer.shape != truth.shape:
-            raise ExportError(
-                f"The exported file gives logits {answer.shape} where the model gives "
-                f"{truth.shape}; nothing was written."
-            )
-        shares.append(float(np.abs(answer - truth).max() / max(np.abs(truth).max(), 1e-6)))
-    return float(np.max(shares))
+    providers = ["CPUExecutionProvider"]
 
+    def answer(inputs: parity.Inputs) -> Any:
+        session = onnxruntime.InferenceSession(file, settings, providers=providers)
+        return session.run(None, {name: each.numpy() for name, each in inputs.items()})[0]
 
-def _check_answers(difference: float, quantized: bool) -> None:
-    """Raises ExportError where the file's logits are too far from the model's, or no numbers."""
-    tolerance = INT8_TOLERANCE if quantized else FLOAT_TOLERANCE
-    # Said with `not`, so that a difference that is no number is refused too.
-    if not difference <= tolerance:
-        advice = " Where a step has reduce_range, turn it on: not every processor can do without."
-        raise ExportError(
-            f"The exported file answers otherwise than the model: its logits differ by up to "
-            f"{difference:.1%} of the largest (allowed {tolerance:.1%}); nothing was written."
-            f"{advice if quantized else ''}"
-        )
-
-
-def _written(file: bytes, path: Path) -> Path:
-    """Put the file in its place whole: what stood there stays until the new one is complete."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            new = Path(folder) / path.name
-            new.write_bytes(file)
-            os.replace(new, path)
-    except OSError as error:
-        raise ExportError(f"{path} can't be written ({error.strerror or error}).") from error
-    return path
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes, which are not for attar's user."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    notes = io.StringIO()
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(notes),
-            contextlib.redirect_stderr(notes),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    return answer

@@ -34,7 +34,7 @@ BUDGET = 0.8
 
 __all__ = ["Forecast", "Stage", "Training", "forecast"]
 
-EXPORT = {"export.onnx": 8.0}
+EXPORT = {"export.onnx": 8.0, "export.openvino": 8.0, "export.executorch": 15.0}
 """Seconds of writing a small model and reading it back, where that is more than a moment."""
 
 PROCESS = 5.0

@@ -120,6 +120,8 @@ def _stored(model: nn.Module) -> Iterator[Tensor]:
 
 def _files(path: Path) -> list[Path]:
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if path.is_file() and path.suffix == ".xml":  # OpenVINO's graph, whose weights lie beside it
+        files += [path.with_suffix(".bin")]
     if not files:
         raise ModelError(f"There are no weights at {path}.")
     return files

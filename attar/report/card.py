@@ -51,7 +51,8 @@ class About:
     classes: how many there are to tell apart
     limit: of an input, in a sentence; empty where there is none
     data: the name of the data
-    library: what loads it: `onnx`, `transformers` or `attar`
+    library: what loads it: `onnx`, `openvino`, `executorch`, `transformers` or
+        `attar`
     load: lines of Python that load it and have it answer; tokenizer: where that lies
     teachers: whose work it is made of
     """

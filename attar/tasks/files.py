@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -37,9 +39,7 @@ class OnnxNetwork(nn.Module):
                 path, settings, providers=["CPUExecutionProvider"]
             )
         self.path = path
-        # A state like any other network's, so that another file is another teacher.
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        self.register_buffer("digest", _digest(path))
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.names = [entry.name for entry in self.session.get_inputs()]
         check_inputs(str(path), self.names, takes, kind)
@@ -50,6 +50,103 @@ class OnnxNetwork(nn.Module):
         with told(f"{self.path} gives no answer"):
             (first, *_) = self.session.run(None, given)
         return torch.from_numpy(first)
+
+
+class OpenvinoNetwork(nn.Module):
+    """An .xml with its .bin run by OpenVINO, called like any other network.
+
+    It computes in 32 bits on every processor, so that it answers the same on all of them.
+    """
+
+    runtime: str
+
+    def __init__(self, path: Path, threads: int, takes: Sequence[str], kind: str) -> None:
+        super().__init__()
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingExtra("openvino", "openvino", f"running {path.name}") from error
+        check_file(path)
+        check_file(path.with_suffix(".bin"))
+        opened = openvino.Core()
+        # A file that is mapped into memory could not be replaced on every system.
+        opened.set_property({"ENABLE_MMAP": False})
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        with told(f"OpenVINO can't load {path}"):
+            self.compiled = opened.compile_model(path, "CPU", settings)
+        self.path = path
+        self.register_buffer("digest", _digest(path, path.with_suffix(".bin")))
+        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
+        self.names = [entry.any_name for entry in self.compiled.inputs]
+        check_inputs(str(path), self.names, takes, kind)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits (rows, classes)."""
+        given = {name: inputs[name].numpy() for name in self.names}
+        with told(f"{self.path} gives no answer"):
+            # Copied, since the next answer is written to the same place.
+            return torch.tensor(self.compiled(given)[0])
+
+
+class ExecutorchNetwork(nn.Module):
+    """A .pte of attar's run by ExecuTorch, called like any other network: row by row."""
+
+    runtime: str
+
+    def __init__(self, path: Path, threads: int, takes: Sequence[str], kind: str) -> None:
+        super().__init__()
+        check_file(path)
+        try:
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+        except ImportError as error:
+            raise MissingExtra("executorch", "executorch", f"running {path.name}") from error
+        # For the whole process: ExecuTorch knows threads of no other kind.
+        portable_lib._unsafe_reset_threadpool(threads)
+        with told(f"ExecuTorch can't load {path}"):
+            self.program = Runtime.get().load_program(path.read_bytes())
+            if "facts" not in self.program.method_names:
+                raise ModelError(f"{path} does not say what it is; export it with attar.")
+            (facts,) = self.program.load_method("facts").execute([])
+            self.method = self.program.load_method("forward")
+        self.path = path
+        self.register_buffer("digest", _digest(path))
+        self.runtime = f"ExecuTorch {version('executorch')}"
+        self.names = json.loads(facts)["inputs"]
+        check_inputs(str(path), self.names, takes, kind)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits (rows, classes)."""
+        rows = zip(*(inputs[name].split(1) for name in self.names), strict=True)
+        with told(f"{self.path} gives no answer"):
+            # Copied, since the next answer is written to the same place.
+            given = ([each.contiguous() for each in row] for row in rows)
+            return torch.cat([self.method.execute(row)[0].clone() for row in given])
+
+
+KINDS: dict[str, type[OnnxNetwork] | type[OpenvinoNetwork] | type[ExecutorchNetwork]] = {
+    ".onnx": OnnxNetwork,
+    ".xml": OpenvinoNetwork,
+    ".pte": ExecutorchNetwork,
+}
+
+
+def opened(name: str, threads: int, takes: Sequence[str], kind: str) -> nn.Module | None:
+    """The network in a file, run by the runtime that the file's name tells; None by another."""
+    found = KINDS.get(Path(name).suffix)
+    return None if found is None else found(Path(name), threads, takes, kind)
+
+
+def _digest(*files: Path) -> Tensor:
+    """A state like any other network's, so that another file is another teacher."""
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(file.read_bytes())
+    return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)
 
 
 def check_file(path: Path) -> None:

@@ -92,12 +92,12 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
         """A sequence classifier for this task's classes, with its tokenizer as `.tokenizer`.
 
         name: a `transformers` folder or hub name, `package:NAME` for weights that an installed
-            package carries, an .onnx or .keras file, a Keras model on the torch backend, or the
-            user's own module called as `model(input_ids=..., attention_mask=...)`
+            package carries, an .onnx, .xml, .pte or .keras file, a Keras model on the torch
+            backend, or the user's own module called as `model(input_ids=..., attention_mask=...)`
         new_head: replace a head that was trained for other classes
         partly: take a model of `transformers` that knows only some of the classes too; its logits
             of all others are -inf
-        threads: of ONNX Runtime, where it is a file
+        threads: of the runtime, where it is an exported file
         Raises ModelError where the model can't be had or does not fit.
         """
         if isinstance(name, str):

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from attar.errors import ModelError
-from attar.tasks.files import OnnxNetwork
+from attar.tasks.files import opened
 from attar.tasks.loading import folder_of, load_transformers
 from attar.tasks.text.foreign import INPUTS, KerasNetwork, is_keras, tokenizer_beside
 from attar.tasks.text.tokenizing import Tokenizer, tokenizer_at, tokenizer_of
@@ -34,9 +34,8 @@ def load(
     threads: int = 1,
 ) -> nn.Module:
     """A network by name, in eval mode, in float32, its classes in the task's order."""
-    if name.endswith(".onnx"):
-        network = OnnxNetwork(Path(name), threads, INPUTS, "text")
-        network.tokenizer = tokenizer_beside(Path(name))
+    if (network := opened(name, threads, INPUTS, "text")) is not None:
+        vars(network)["tokenizer"] = tokenizer_beside(Path(name))
         return network
     if name.endswith(".keras"):
         return KerasNetwork.read(Path(name))

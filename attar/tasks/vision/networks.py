@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import MissingExtra, ModelError
-from attar.tasks.files import OnnxNetwork
+from attar.tasks.files import opened
 from attar.tasks.loading import device_of, folder_of, load_transformers, quiet, told
 
 PAPER = "preprocessor_config.json"
@@ -46,8 +46,7 @@ def load(
 ) -> nn.Module:
     """A network by name, in eval mode, in float32, its classes in the task's order."""
     source, colon, rest = name.partition(":")
-    if name.endswith(".onnx"):
-        network = OnnxNetwork(Path(name), threads, ("pixel_values",), "picture")
+    if (network := opened(name, threads, ("pixel_values",), "picture")) is not None:
         folders = [Path(name).parent / each for each in BESIDE]
         found = [folder / PAPER for folder in folders if (folder / PAPER).is_file()]
         return _with(network, _told_by(_json(found[0])) if found else IMAGENET)
