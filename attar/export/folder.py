@@ -36,12 +36,8 @@ def transformers(
     """
     path = Path(path)
     _check(model, path, "transformers")
-    if not isinstance(model, _Pretrained):
-        raise ExportError(
-            f"{type(model).__name__} is no `transformers` model; use export.safetensors or "
-            "export.onnx."
-        )
     check_class(model)
+    assert isinstance(model, _Pretrained)
     with _without_bars():
         try:
             model.save_pretrained(path)
@@ -65,13 +61,15 @@ def safetensors(
 
 
 def check_class(model: nn.Module) -> None:
-    """Raises ExportError where a model has other layers than its class builds from its config.
+    """Raises ExportError for another make, and other layers than its class builds from its config.
 
     `from_pretrained` would draw at random what it does not find.
     """
     kind: Any = type(model)
     if not isinstance(model, _Pretrained):
-        return
+        raise ExportError(
+            f"{kind.__name__} is no `transformers` model; use export.safetensors or export.onnx."
+        )
     with torch.device("meta"):
         known = kind(deepcopy(model.config)).state_dict()
     other = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
 from attar.baselines import Arm
-from attar.compressing import called, compressed, made_by
+from attar.compressing import called, check_step, compressed, made_by
 from attar.distill.loop import Watch
 from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
@@ -234,6 +234,7 @@ def _steps(look: _Look) -> Iterator[Stage]:
     here, cast = look.here, look.cast
     model, name, begun = cast.student, "student", None
     for number, step in enumerate(here.plan.steps):
+        check_step(step, model)
         if step.name == "distill":
             begun = begun or (model, pipeline.all_steps(here))
             if made_by(here.plan.steps[:number]):  # by the layers that are left

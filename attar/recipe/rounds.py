@@ -9,7 +9,7 @@ from pydantic import Field
 
 
 def repeat(
-    *, steps: list[Any], times: Annotated[int, Field(ge=1)] = 3
+    *, steps: Annotated[list[Any], Field(min_length=1)], times: Annotated[int, Field(ge=1)] = 3
 ) -> Iterator[tuple[int, Any, float]]:
     """The same steps several times over: cut a little, repair, cut more (Han et al. 2015).
 

@@ -147,7 +147,7 @@ def _what(report: Report, rows: Sequence[Row], about: About) -> str:
     told = f"{names}: {about.kind.replace('-', ' ')}, {about.classes} classes"
     by = f"attar {report.environment.get('attar', '')}".rstrip()
     if all(row.role == "teacher" for row in rows):
-        return f"{told}, trained by {by} on the labels, from {whose}."
+        return f"{told}, trained by {by} on the labels{f', from {whose}' * bool(whose)}."
     found = _steps(report)
     steps = f" (its steps: {', '.join(found)})" if found else ""
     origin = f", {'taught by' if 'distill' in found else 'from'} {whose}" if whose else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attar.students.convolutional import cnn
 from attar.students.folder import PAPER as PAPER
 from attar.students.folder import load as load
+from attar.students.folder import paper_of as paper_of
 from attar.students.folder import save as save
 from attar.students.joined import joined
 from attar.students.mobile import mobilenet

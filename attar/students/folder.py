@@ -56,20 +56,30 @@ def load(folder: str | Path) -> nn.Module:
     folder: or a .safetensors file of a resnet that was trained elsewhere
     Raises ModelError where there is no such student.
     """
-    from safetensors.torch import load_file
-
     source = Path(folder)
-    if source.is_file():
-        return _resnet(source, load_file(source)).eval()
+    if source.suffix == ".safetensors":
+        return _resnet(source, _weights(source)).eval()
     try:
         paper = json.loads((source / PAPER).read_text(encoding="utf-8"))
         next(name for name in ("joined", *TEXTS, *PICTURES) if name in paper)
     except (FileNotFoundError, json.JSONDecodeError, StopIteration):
         raise ModelError(f"{source} holds no {PAPER} of a student that attar saved") from None
-    weights = load_file(source / WEIGHTS)
+    weights = _weights(source / WEIGHTS)
     student = _as_deep(_built(paper, None if _sees(paper) else _tokenizer_in(source)), weights)
     fit_(student, weights).load_state_dict(weights)  # its channels may have been pruned
     return student.eval()
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(file))
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {file}.") from None
+    except SafetensorError as error:
+        raise ModelError(f"{file} is damaged ({error}); copy it again.") from error
 
 
 def _as_deep(student: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

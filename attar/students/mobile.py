@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.students.pictures import started_
-from attar.types import Count, Positive
+from attar.types import Decay, Positive
 
 STAGES = (
     (1, 16, 1, 1),
@@ -30,17 +30,15 @@ def mobilenet(
     classes: Sequence[str],
     *,
     width: Positive = 1.0,
-    channels: Count = 3,
-    dropout: float = 0.0,
+    dropout: Decay = 0.0,
 ) -> nn.Module:
     """MobileNetV2 for small pictures: each layer looks at places or at channels, never at both.
 
     width: of all layers, as a multiple of the paper's
-    channels: of the pictures
     dropout: before the last layer
     Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018).
     """
-    return Mobile(classes, width=width, channels=channels, dropout=dropout)
+    return Mobile(classes, width=width, channels=3, dropout=dropout)
 
 
 class Mobile(nn.Module):

@@ -24,21 +24,19 @@ def resnet(
     *,
     depth: Count = 20,
     width: Count = 16,
-    channels: Count = 3,
     shortcut: Shortcut = "zeros",
 ) -> nn.Module:
     """A residual network for small pictures: three stages, the mean over places, a linear layer.
 
     depth: layers with weights: 6 n + 2, as 20, 32, 56, 110
     width: channels of the first stage; the next have twice and four times as many
-    channels: of the pictures
     shortcut: past a step to more channels `zeros` stand in for them, as in the paper's networks for
         small pictures, or a `convolution` makes them, so that pruning may thin out every layer
     Source: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
     """
     if depth < PARTS + 2 or (depth - 2) % PARTS:
         raise ModelError(f"A resnet has 6 n + 2 layers, as 20, 32, 56 or 110, not {depth}.")
-    return Residual(classes, depth=depth, width=width, channels=channels, shortcut=shortcut)
+    return Residual(classes, depth=depth, width=width, channels=3, shortcut=shortcut)
 
 
 class Residual(nn.Module):

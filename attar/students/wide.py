@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attar.errors import ModelError
 from attar.students.pictures import started_
-from attar.types import Count
+from attar.types import Count, Decay
 
 PARTS = 6
 """Layers that one block more in each of the three stages adds."""
@@ -22,20 +22,18 @@ def wideresnet(
     *,
     depth: Count = 16,
     factor: Count = 2,
-    channels: Count = 3,
-    dropout: float = 0.0,
+    dropout: Decay = 0.0,
 ) -> nn.Module:
     """A residual network that is wide rather than deep, normalized before each convolution.
 
     depth: layers with weights: 6 n + 4, as 10, 16, 28, 40
     factor: the stages have 16, 32 and 64 channels times this
-    channels: of the pictures
     dropout: between the two convolutions of a block
     Source: Zagoruyko and Komodakis, "Wide Residual Networks" (2016).
     """
     if depth < PARTS + 4 or (depth - 4) % PARTS:
         raise ModelError(f"A wideresnet has 6 n + 4 layers, as 16, 28 or 40, not {depth}.")
-    return Wide(classes, depth=depth, factor=factor, channels=channels, dropout=dropout)
+    return Wide(classes, depth=depth, factor=factor, channels=3, dropout=dropout)
 
 
 class Wide(nn.Module):

@@ -98,12 +98,14 @@ def _check(teacher: nn.Module) -> None:
 
 
 def _numbers(batch: Batch) -> Tensor:
-    """The outside of the inputs. Raises RecipeError where they are no floating tensor."""
+    """The outside of the inputs. Raises RecipeError where they are no numbers and no pixels."""
     inputs = batch.inputs
-    if isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dim() > 1:
-        return torch.empty_like(inputs)
+    pixels = isinstance(inputs, Tensor) and inputs.dtype == torch.uint8
+    if isinstance(inputs, Tensor) and inputs.dim() > 1 and (pixels or inputs.is_floating_point()):
+        return torch.empty_like(inputs, dtype=torch.float32 if pixels else inputs.dtype)
     raise RecipeError(
-        "data_free makes inputs of numbers, (rows, ...) in a floating tensor, which these are not; "
+        "data_free makes inputs of numbers, (rows, ...) in a tensor of floats or pixels, which "
+        "these are not; "
         "for text have a pool written (`invented`) and ask about it with `offline`."
     )
 

@@ -139,8 +139,8 @@ def look_through(
     for part, row, seen in _good(albums, side, skip_bad, bad):
         if not raw:
             shape = (seen.shape[0], seen.shape[1])
-            kept = torch.empty(total, 3, *shape, dtype=torch.uint8)
-            kept = kept if kept.nbytes <= KEPT else None
+            if total * 3 * shape[0] * shape[1] <= KEPT:
+                kept = torch.empty(total, 3, *shape, dtype=torch.uint8)
         if seen.shape[:2] != shape:
             raise DataError(_other_size(_place(albums[part], row), seen.shape, shape))
         if kept is not None:

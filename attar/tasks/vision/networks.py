@@ -98,7 +98,12 @@ def normalization_of(model: Any) -> Normalization:
 
 
 def normalized(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Pictures (rows, 3, height, width) uint8 as a model takes them, where the model is."""
+    """Pictures (rows, 3, height, width) uint8 as a model takes them, where the model is.
+
+    Floats are what a scheme made for the model and not pixels: they are taken as they are.
+    """
+    if pictures.is_floating_point():
+        return pictures.to(device_of(model))
     how = normalization_of(model)
     seen = pictures.to(device_of(model)).float()
     side = how["side"]

@@ -158,7 +158,7 @@ def _read_file(path: Path, columns: dict[str, str], labelled: bool) -> Album:
         raise DataError(f"{path} is of no known kind; give npz, parquet, arrow or a folder.")
     try:
         return reader(path, columns, labelled)
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} can't be read: {reason(error)}") from error
 
 
@@ -216,7 +216,7 @@ def _read_npz(path: Path, columns: dict[str, str], labelled: bool) -> Album:
     with np.load(path, allow_pickle=False) as file:
         held = {name: file[name] for name in file.files}
     names = next((held.pop(name) for name in NAMED if name in held), None)
-    classes = () if names is None else tuple(str(name) for name in names.tolist())
+    classes = () if names is None else tuple(names.reshape(-1).astype(str).tolist())
     column = column_of(str(path), list(held), "label", USUAL, columns.get("label"), needed=labelled)
     values = None if column is None else held[column]
     if values is not None and values.size != len(values):
