@@ -69,9 +69,11 @@ def with_layers(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
 def _alike(stack: list[nn.Module]) -> bool:
     """Whether a list of modules is of one type, and each more than a layer and its activation.
 
-    Lists of lists are stages, and what is in those are the blocks.
+    A list of such lists is of stages, and what is in those are the blocks.
     """
-    if len({type(block) for block in stack}) != 1 or isinstance(stack[0], LISTS):
+    if len({type(block) for block in stack}) != 1:
+        return False
+    if any(isinstance(block, LISTS) and _alike(list(block)) for block in stack):
         return False
     return len(list(stack[0].modules())) > 2
 
