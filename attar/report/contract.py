@@ -9,7 +9,7 @@ from typing import Any
 
 from attar.errors import DataError, nearest
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the contract; it rises when a key is added, removed or changes its meaning."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -41,6 +41,9 @@ def schema() -> dict[str, Any]:
         "zipped_bytes": count,
         "energy_j": {"type": ["number", "null"], "minimum": 0},
         "after": {"type": "string"},
+        "part": {"type": ["string", "null"]},
+        "by_seed": {"type": "array", "items": {"type": "number"}},
+        "interval": {"type": ["array", "null"], "items": {"type": "number"}},
     }
     seconds = {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
     entries = {"type": "array", "items": {"type": "object"}}
@@ -54,10 +57,52 @@ def schema() -> dict[str, Any]:
         "cost": {"type": "object", "properties": {"seconds": seconds}},
         "plan": {},
         "history": {"type": "object", "additionalProperties": entries},
+        "differences": {"type": "array", "items": _difference()},
+        "audits": {"type": "object", "additionalProperties": _audit()},
     }
     required = ["schema", "recipe", "environment", "rows", "cost", "plan"]
     draft = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": draft, "title": "attar report", **_record(report, required)}
+
+
+def _difference() -> dict[str, Any]:
+    """How far one row's score is from another's, and whether that is resolved."""
+    number, maybe = {"type": "number"}, {"type": ["number", "null"]}
+    known = {
+        "row": {"type": "string"},
+        "against": {"type": "string"},
+        "mean": number,
+        "low": maybe,
+        "high": maybe,
+        "p": maybe,
+        "resolved": {"type": "boolean"},
+        "by_seed": {"type": "array", "items": number},
+        "examples": {"type": ["integer", "null"], "minimum": 0},
+        "why": {"type": "string"},
+    }
+    return _record(known, ["row", "against", "mean", "resolved"])
+
+
+def _audit() -> dict[str, Any]:
+    """What became of each answer of one row, beside the row it was made from or is judged by."""
+    table = {"type": "array", "items": {"type": "object"}}
+    facts = {"type": "object"}
+    known = {
+        "against": {"type": "string"},
+        "examples": {"type": "integer", "minimum": 0},
+        "agreement": {"type": "number"},
+        "kl": {"type": ["number", "null"]},
+        "flips": facts,
+        "classes": table,
+        "calibration": facts,
+        "broken": table,
+        "broken_file": {"type": "string"},
+        "cka": table,
+        "occlusion": facts,
+        "surrogate": facts,
+        "gates": table,
+    }
+    return _record(known, ["against", "examples", "agreement"])
 
 
 def _record(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class Report:
     verdict: plain sentences, as `verdict` writes them
     history: by arm, entries of `step`, `loss` and, where validated, `score`
     score_name: what `Row.score` measures
+    differences: pairs of rows weighed against each other: `row`, `against`, `mean` of the paired
+        differences in score, their 95 % interval `low` to `high`, the test's `p`, whether that is
+        `resolved`, `by_seed`, and `why` in words
+    audits: by row, what became of each answer beside those of the row `against`
     """
 
     recipe: Mapping[str, Any]
@@ -37,6 +41,8 @@ class Report:
     verdict: tuple[str, ...] = ()
     history: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     score_name: str = "score"
+    differences: tuple[Mapping[str, Any], ...] = ()
+    audits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """The first row of that name. Raises DataError where there is none."""
@@ -75,7 +81,8 @@ class Report:
         check(content, schema())
         fields = {key: value for key, value in content.items() if key != "schema"}
         fields["rows"] = tuple(Row(**row) for row in fields["rows"])
-        fields["verdict"] = tuple(fields.get("verdict", ()))
+        for name in ("verdict", "differences"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
 
     @classmethod

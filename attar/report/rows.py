@@ -37,6 +37,9 @@ class Row:
     zipped_bytes: the same bytes as `size_bytes` after DEFLATE
     energy_j: joules of one answer
     after: the row that this one was made from by a step of the recipe; empty where none
+    part: the part it plays, where its name doesn't tell; see `role`
+    by_seed: where it stands for several seeds, the score of each; `score` is their mean
+    interval: the lowest and the highest mean score that is likely (95 %)
     """
 
     name: str
@@ -53,6 +56,9 @@ class Row:
     zipped_bytes: int | None = None
     energy_j: float | None = None
     after: str = ""
+    part: Role | None = None
+    by_seed: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """A figure that is not a number is a figure nobody has: it becomes None here, once."""
@@ -61,6 +67,11 @@ class Row:
         if self.latency_ms is not None:
             known = {key: ms for key, ms in self.latency_ms.items() if finite(ms) is not None}
             object.__setattr__(self, "latency_ms", known or None)
+        object.__setattr__(self, "by_seed", tuple(self.by_seed))
+        if self.interval is not None:
+            low, high = self.interval
+            both = finite(low) is not None and finite(high) is not None
+            object.__setattr__(self, "interval", (low, high) if both else None)
 
     def percentile(self, name: str) -> float | None:
         """Milliseconds of one call at `p50` or `p95`; None where it was not timed."""
@@ -93,7 +104,9 @@ class Row:
 
     @property
     def role(self) -> Role:
-        """The part this row plays, told from its name."""
+        """The part this row plays: what it says, or what its name tells."""
+        if self.part is not None:
+            return self.part
         if self.name.startswith("teacher"):
             return "teacher"
         steps = self.name.startswith("student-") and not self.name.endswith("-folder")
