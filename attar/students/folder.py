@@ -15,8 +15,9 @@ from attar.shapes import fit_
 from attar.students.convolutional import Cnn
 from attar.students.joined import Joined, join
 from attar.students.mobile import Mobile
+from attar.students.pictures import PARTS
 from attar.students.recurrent import Lstm
-from attar.students.residual import PARTS, Residual
+from attar.students.residual import Residual
 from attar.students.wide import Wide
 
 PAPER = "attar.json"
