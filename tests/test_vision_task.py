@@ -241,8 +241,9 @@ def test_pixels_may_be_bytes_sixteen_bits_decimals_or_channels_first(tmp_path: P
         png(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000),
         png(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, format="TIFF"),
         (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, "array"),
+        ((np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).astype(">u2"), "array"),
     ],
-    ids=["png", "tiff", "array"],
+    ids=["png", "tiff", "array", "array, high bytes first"],
 )
 def test_sixteen_bits_become_eight_as_worked_out(content: Any) -> None:
     raw = content[0] if isinstance(content, tuple) else content
@@ -386,6 +387,20 @@ def test_a_long_list_of_bad_pictures_is_cut_short(tmp_path: Path) -> None:
     note = classification(dataset=str(folder), skip_bad=True).notes[0]
     assert note.startswith("21 bad pictures are left out")
     assert note.endswith("; and 12 more.")
+
+
+def test_a_class_of_which_no_good_picture_is_left_is_noted(tmp_path: Path) -> None:
+    folder = by_class(tmp_path / "d", *few())
+    (folder / "nine").mkdir()
+    (folder / "nine" / "bad.png").write_bytes(b"")
+    notes = classification(dataset=str(folder), skip_bad=True).notes
+    assert notes[1] == f"Every picture of nine in {folder} was bad."
+
+
+def test_a_class_named_twice_is_refused(tmp_path: Path) -> None:
+    seen, labels = few()
+    path = as_npz(tmp_path / "d.npz", images=seen, labels=labels, names=["one", "two", "one"])
+    assert "names a class twice: one, two, one" in said(lambda: classification(dataset=str(path)))
 
 
 def refused(folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
