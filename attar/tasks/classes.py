@@ -148,13 +148,26 @@ class Classification(ABC):
         return Knowledge(answers.float(), heard(mask), mask)
 
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy with the true labels, over the rows whose label is known."""
-        labels = batch.labels.to(knowledge.logits.device)
-        if bool((labels == IGNORE).all()):
-            return knowledge.logits.sum() * 0.0
-        return F.cross_entropy(
-            knowledge.logits, labels, ignore_index=IGNORE, label_smoothing=label_smoothing
-        )
+        """Cross-entropy with the true labels, over the rows whose label is known.
+
+        Of mixed examples each label counts by its share (Zhang et al., mixup, ICLR 2018).
+        """
+        logits = knowledge.logits
+        share = torch.zeros(len(batch)) if batch.mixed is None else batch.mixed.share
+        said = [(batch.labels, 1 - share)]
+        said += [] if batch.mixed is None else [(batch.mixed.labels, share)]
+        loss, whole = logits.sum() * 0.0, 0.0
+        for labels, part in said:
+            counts = part * (labels != IGNORE)
+            each = F.cross_entropy(
+                logits,
+                labels.to(logits.device),
+                ignore_index=IGNORE,
+                label_smoothing=label_smoothing,
+                reduction="none",
+            )
+            loss, whole = loss + (each * counts.to(each)).sum(), whole + float(counts.sum())
+        return loss / whole if whole else loss
 
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """Accuracy and macro-F1 on a part whose labels are all known."""
