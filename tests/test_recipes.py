@@ -11,6 +11,7 @@ import torch
 from attar.pipeline import run
 from attar.recipe import Recipe, check, read
 from attar.report import Report
+from attar.report.contract import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -85,7 +86,7 @@ def test_the_tiny_twin_of_every_recipe_runs_end_to_end(
     for name in files:
         assert (tmp_path / "out" / name).is_file()
     written = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert written["schema"] == 2
+    assert written["schema"] == SCHEMA
     assert Report.read(tmp_path / "out").to_dict() == written
     assert (tmp_path / "out" / "report.html").is_file()
     assert (tmp_path / "out" / "report.md").is_file()
