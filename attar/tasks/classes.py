@@ -171,13 +171,26 @@ class Classification(ABC):
 
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """Accuracy and macro-F1 on a part whose labels are all known."""
-        return self.judge(self.answers(model, part).argmax(1).numpy(), part)
+        return self.judge(self.predicted(model, part), part)
+
+    def predicted(self, model: nn.Module, part: str) -> np.ndarray[Any, Any]:
+        """The class a model takes each example for, in the order of `rows[part]`."""
+        classes: np.ndarray[Any, Any] = self.answers(model, part).argmax(1).numpy()
+        return classes
+
+    def truth(self, part: str) -> np.ndarray[Any, Any]:
+        """The true class of each example, in the order of `rows[part]`.
+
+        Raises DataError where one is not known.
+        """
+        truth: np.ndarray[Any, Any] = self._labels[list(self._part(part))].numpy()
+        if (truth == IGNORE).any():
+            raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
+        return truth
 
     def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
         """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self._labels[list(self._part(part))].numpy()
-        if (truth == IGNORE).any():
-            raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
+        truth = self.truth(part)
         accuracy = float((predicted == truth).mean())
         return {
             "score": accuracy,
@@ -215,6 +228,11 @@ class Classification(ABC):
             for row in self.rows[part]:
                 state.update(f"{part} {self._keys[row]} {int(self._shown[row])}\n".encode())
         return state.hexdigest()[:16]
+
+    def hash_of(self, part: str) -> str:
+        """A hash of a part: its examples in their order, with their true labels."""
+        lines = (f"{self._keys[row]} {int(self._labels[row])}\n" for row in self._part(part))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
     def _shuffled(self, part: str, batch_size: int = 32) -> Iterator[Batch]:
         order = np.random.default_rng(self._seed).permutation(self._part(part)).tolist()
