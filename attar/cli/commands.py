@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -222,13 +222,19 @@ def schema(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it here.", show_default="stdout")
     ] = None,
+    *,
+    of: Annotated[
+        Literal["recipe", "report"],
+        typer.Option(help="Of recipes, for editors; or of report.json, for whatever reads it."),
+    ] = "recipe",
 ) -> None:
-    """Print the JSON Schema of recipes, for editors."""
+    """Print the JSON Schema of recipes, or of the report.json that a run writes."""
     import json
 
-    from attar.recipe import json_schema
+    from attar import recipe, report
 
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    said = recipe.json_schema() if of == "recipe" else report.schema()
+    text = json.dumps(said, indent=2, ensure_ascii=False)
     if output is None:
         print(text)
     else:
