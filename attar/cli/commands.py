@@ -156,17 +156,35 @@ def _known(key: str) -> Iterator[Description]:
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or report.json.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or their report.json.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the report.",
+            show_default="the run's own; runs/joined for several",
+        ),
+    ] = None,
 ) -> None:
-    """Write report.md and report.html again from report.json, and show the table."""
+    """Write a run's report again from report.json, or that of several side by side."""
     from attar.cli.tables import show_report
-    from attar.report import Report
+    from attar.report import Report, join
+    from attar.report.joining import titles
 
-    found = Report.read(path)
-    file = path / "report.json" if path.is_dir() else path
-    file.with_suffix(".md").write_text(found.markdown(), "utf-8")
-    file.with_suffix(".html").write_text(found.html(), "utf-8")
-    show_report(found)
+    found = [Report.read(path) for path in paths]
+    if len(paths) == 1 and out is None:
+        path, shown = paths[0], found[0]
+        file = path / "report.json" if path.is_dir() else path
+        file.with_suffix(".md").write_text(shown.markdown(), "utf-8")
+        file.with_suffix(".html").write_text(shown.html(), "utf-8")
+    else:
+        names = titles(paths)
+        shown = found[0] if len(paths) == 1 else join(dict(zip(names, found, strict=True)))
+        file = shown.write(out or Path("runs") / "joined") / "report.json"
+    show_report(shown)
     print(f"\nReport: {clean(str(file.with_suffix('.html')))}")
 
 

@@ -17,6 +17,11 @@ HEAD = (
 Audit = Mapping[str, Any]
 
 
+def labelled(audit: Audit) -> int:
+    """How many of the examples have a label, which alone can turn from right to wrong."""
+    return sum(each.get("examples") or 0 for each in audit.get("classes", ())) or audit["examples"]
+
+
 def share(value: Any, examples: int) -> float | None:
     """A share of the examples, whether it was told as one or counted."""
     if isinstance(value, bool) or not isinstance(value, int | float) or finite(value) is None:
@@ -44,13 +49,12 @@ def unchanged(audit: Audit) -> tuple[str, str]:
 
     They follow from the share that was right before, which the classes tell together.
     """
-    found, examples = audit.get("flips", {}), audit["examples"]
+    found, examples = audit.get("flips", {}), labelled(audit)
     lost, won = (share(found.get(name), examples) for name in ("right_to_wrong", "wrong_to_right"))
     known = [each for each in audit.get("classes", ()) if each.get("before") is not None]
-    total = sum(each.get("examples") or 0 for each in known)
-    if lost is None or won is None or not total or total != examples:
+    if lost is None or won is None or sum(each["examples"] for each in known) != examples:
         return figures.MISSING, figures.MISSING
-    right = sum(each["examples"] * each["before"] for each in known) / total
+    right = sum(each["examples"] * each["before"] for each in known) / examples
     return percent(right - lost), percent(1 - right - won)
 
 

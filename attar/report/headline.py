@@ -7,7 +7,7 @@ from typing import Any
 
 from attar.report import audits, figures
 from attar.report.pairs import Pair
-from attar.report.rows import Row
+from attar.report.rows import WITHOUT_TEACHER, Row
 from attar.report.sentences import best, gain
 from attar.report.weighing import level, points, share, standard_error, times, within_noise
 
@@ -74,45 +74,51 @@ def _cost(teacher: Row, file: Row, score_name: str, differences: Sequence[Pair])
 def _helped(rows: Sequence[Row], file: Row | None, differences: Sequence[Pair]) -> Iterator[str]:
     """Whether the teacher helped: by the differences where there are any, else by one seed."""
     if pair := deciding(rows, file, differences):
-        resolved, sure = pair.resolved, _sure(pair)
-        yield _verdict(pair.row, pair.against, pair.mean, pair.shares, resolved, sure)
+        yield _verdict(pair, pair.resolved, _sure(pair))
     elif found := gain(rows):
         student, arm, difference = found
-        beyond = not within_noise(student, arm)
-        sure = f"{_noise(student, arm)}, on one seed"
-        yield _verdict(student.name, arm.name, difference, share([student, arm]), beyond, sure)
+        beyond, shares = not within_noise(student, arm), share([student, arm])
+        pair = Pair(student.name, arm.name, difference, beyond, shares=shares)
+        yield _verdict(pair, beyond, f"{_noise(student, arm)}, on one seed")
 
 
-def _verdict(
-    row: str, against: str, difference: float, shares: bool, resolved: bool, sure: str
-) -> str:
-    if level(difference, shares):
-        return f"the teacher did not help: {against} scores as well without it"
-    way = "above" if difference > 0 else "below"
-    where = f"{row} is {points(difference, shares)} {way} {against} ({sure})"
-    if not resolved:
+def _verdict(pair: Pair, resolved: bool, sure: str) -> str:
+    """What a pair says of the teacher, or of whatever else its other side went without."""
+    same, up = level(pair.mean, pair.shares), pair.mean > 0
+    gap = points(pair.mean, pair.shares)
+    where = f"{pair.row} is {gap} {'above' if up else 'below'} {pair.against} ({sure})"
+    where = f"{pair.against} scores as well ({sure})" if same else where
+    if not untaught(pair.against):
+        return where
+    if not resolved and not same:
         return f"it is not resolved whether the teacher helped: {where}"
-    return f"the teacher {'helped' if difference > 0 else 'did not help'}: {where}"
+    return f"the teacher {'helped' if up and not same else 'did not help'}: {where}"
+
+
+def untaught(name: str) -> bool:
+    """Whether a row is, by its name, the student without a teacher."""
+    return any(arm in name for arm in WITHOUT_TEACHER)
 
 
 def deciding(rows: Sequence[Row], file: Row | None, differences: Sequence[Pair]) -> Pair | None:
     """The pair that tells best whether a teacher helps: of the model to ship, if it can be.
 
-    Its other side is the best of the baselines that had no teacher.
+    Its other side is the best of the baselines without a teacher, or else of the others.
     """
     named = {row.name: row for row in rows}
     taught = {row.name for row in rows if row.role in ("student", "export")}
     alone = {
         row.name: row.score or 0.0
         for row in rows
-        if row.role == "baseline" and not row.name.endswith(BY_THE_TEACHER)
+        if row.role == "baseline" and not any(word in row.name for word in BY_THE_TEACHER)
     }
     known = [pair for pair in differences if pair.row in taught and pair.against in alone]
     line = list(_line(file, named))
 
-    def rank(pair: Pair) -> tuple[int, float, float]:
+    def rank(pair: Pair) -> tuple[bool, int, float, float]:
         place = line.index(pair.row) if pair.row in line else len(line)
-        return place, -(named[pair.row].score or 0.0), -alone[pair.against]
+        scored = -(named[pair.row].score or 0.0), -alone[pair.against]
+        return not untaught(pair.against), place, *scored
 
     return min(known, key=rank, default=None)
 
@@ -140,6 +146,31 @@ def _noise(one: Row, other: Row) -> str:
         return "how sure is not known"
     within = "within" if within_noise(one, other) else "beyond"
     return f"{within} the noise of {examples:,} test examples"
+
+
+def several(rows: Sequence[Row], score_name: str, runs: int, alike: bool) -> str:
+    """The same for runs side by side, of which each has its own teacher and its own baselines.
+
+    alike: whether all were tested on the same examples
+    """
+    told = f"{runs} runs side by side"
+    ships = [row for row in rows if row.role in ("student", "export") and row.score is not None]
+    if not alike:
+        return f"{told}, not tested on the same examples: their scores can't be compared."
+    if not ships:
+        return f"{told}."
+    top = max(ships, key=lambda row: row.score or 0.0)
+    small = best(rows)
+    size = f", {figures.size(small.size_bytes)}" if small and small.size_bytes else ""
+    second = (
+        f"; the smallest to ship within a point of its peers is {small.name} "
+        f"({figures.score(small.score)}{size})"
+        if small and small.score is not None and small is not top
+        else ""
+    )
+    return (
+        f"{told}: {top.name} has the best {score_name} ({figures.score(top.score or 0)}){second}."
+    )
 
 
 def _gates(audited: Mapping[str, Mapping[str, Any]], file: Row | None) -> Iterator[str]:

@@ -65,9 +65,9 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
     yield "Training", charts.training(report)
     yield "Other metrics", grids.metrics(report.rows)
     yield "What the steps found", grids.tables(report)
-    yield "The plan", structure(plan) if (plan := report.decided) else ""
+    yield "The plan", structure(plan, "plan") if (plan := report.decided) else ""
     yield "What the run cost", _cost(report.cost)
-    yield "Where it was measured", structure(report.environment)
+    yield "Where it was measured", structure(report.environment, "environment")
     yield "The recipe", _code(recipe_text(report.recipe))
     command = report.recipe.get("command")
     yield "Repeat it", _code(str(command)) if command else ""
@@ -124,7 +124,7 @@ def _tiles(report: Report) -> str:
 
 
 def _headlines(report: Report) -> Iterator[tuple[str, str, str, str]]:
-    rows = report.rows
+    rows = () if report.joined else report.rows
     teacher = next((row for row in rows if row.role == "teacher"), None)
     file = sentences.best(rows)
     if teacher and file:
@@ -140,7 +140,8 @@ def _headlines(report: Report) -> Iterator[tuple[str, str, str, str]]:
     if pair := headline.deciding(rows, file, report.pairs):
         amount, _, unit = pair.amount.partition(" ")
         word = "resolved" if pair.resolved else "not resolved"
-        yield amount, unit, _GAIN, f"{pair.row} against {pair.against}, {word}"
+        label = _GAIN if headline.untaught(pair.against) else f"against {pair.against}"
+        yield amount, unit, label, f"{pair.row} against {pair.against}, {word}"
     elif found := sentences.gain(rows):
         yield _gained(*found)
 
@@ -184,11 +185,15 @@ def _method(report: Report) -> str:
     )
 
 
-def structure(value: Any) -> str:
-    """Nested facts as nested lists; a list of alike records as a table."""
+def structure(value: Any, name: str) -> str:
+    """Nested facts as nested lists; a list of alike records as a table.
+
+    name: where the value stands, by which its tables are told apart
+    """
     if isinstance(value, Mapping):
         facts = "".join(
-            f"<dt>{escape(str(key))}</dt><dd>{structure(item)}</dd>" for key, item in value.items()
+            f"<dt>{escape(str(key))}</dt><dd>{structure(item, f'{name}, {key}')}</dd>"
+            for key, item in value.items()
         )
         return f'<dl class="facts">{facts}</dl>' if facts else ""
     if not isinstance(value, list | tuple):
@@ -196,9 +201,10 @@ def structure(value: Any) -> str:
     if value and all(
         isinstance(item, Mapping) and item.keys() == value[0].keys() for item in value
     ):
-        return grids.records(", ".join(map(str, value[0])), value)
+        return grids.records(name, value)
     if any(isinstance(item, Mapping | list | tuple) for item in value):
-        return f'<ul class="plain">{"".join(f"<li>{structure(item)}</li>" for item in value)}</ul>'
+        items = (structure(item, f"{name}, {place}") for place, item in enumerate(value, 1))
+        return f'<ul class="plain">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
     told = escape(figures.inline(value))
     if len(value) <= LISTED:
         return told
@@ -209,7 +215,7 @@ def _cost(cost: Mapping[str, Any]) -> str:
     seconds = {
         name: charts.number(cost["seconds"], name) or 0.0 for name in cost.get("seconds", {})
     }
-    others = structure({name: item for name, item in cost.items() if name != "seconds"})
+    others = structure({name: item for name, item in cost.items() if name != "seconds"}, "cost")
     longest = max(seconds.values(), default=0.0) or 1.0
     bars = "".join(
         f"<dt>{escape(name)}</dt><dd>{figures.duration(time)}</dd>"

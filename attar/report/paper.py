@@ -115,6 +115,11 @@ class Report:
         return "\n".join(table.terminal(self.rows, self.score_name))
 
     @property
+    def joined(self) -> bool:
+        """Whether it stands for several runs, as `join` makes it."""
+        return "runs" in self.recipe
+
+    @property
     def pairs(self) -> tuple[pairs.Pair, ...]:
         """The differences, as they are told."""
         return pairs.pairs(self.rows, self.differences)
@@ -122,6 +127,9 @@ class Report:
     @property
     def headline(self) -> str:
         """The verdict in one sentence; empty where nothing can be said."""
+        if self.joined:
+            many, alike = len(self.recipe["runs"]), bool(self.recipe.get("same_test"))
+            return headline.several(self.rows, self.score_name, many, alike)
         return headline.headline(self.rows, self.score_name, self.pairs, self.audits)
 
     def steps(self) -> list[str]:
