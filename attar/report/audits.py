@@ -37,7 +37,7 @@ def percent(value: Any, examples: int = 0) -> str:
 
 def flips(audit: Audit) -> tuple[str, str]:
     """The shares of the answers that turned from right to wrong, and from wrong to right."""
-    found, examples = audit.get("flips", {}), audit["examples"]
+    found, examples = audit.get("flips", {}), labelled(audit)
     lost, won = (
         percent(found.get(name), examples) for name in ("right_to_wrong", "wrong_to_right")
     )
