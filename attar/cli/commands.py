@@ -68,6 +68,13 @@ def run(
     seed: Seed = None,
     settings: Settings = None,
     trust: Trust = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WHERE]",
+            help="Show trainings live: tensorboard[:DIR], mlflow[:URI], wandb[:DIR or online].",
+        ),
+    ] = None,
 ) -> None:
     """Do what a recipe says, and report it."""
     from attar import pipeline
@@ -80,6 +87,7 @@ def run(
         trust=trust,
         screen=screen(),
         command=context.obj,
+        track=track or (),
     )
     print()
     show_report(report)

@@ -51,7 +51,8 @@ def join(reports: Mapping[str, Report]) -> Report:
 
 def titles(paths: Sequence[Path]) -> list[str]:
     """A name for each run's folder or file: as much of the end of its path as tells them apart."""
-    parts = [path.resolve().parts for path in paths]
+    folders = [path.parent if path.name == "report.json" else path for path in paths]
+    parts = [folder.resolve().parts for folder in folders]
     for taken in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-taken:]) for each in parts]
         if len(set(names)) == len(names):
