@@ -33,7 +33,7 @@ ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export"
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
     *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
-    *("lineage", "cards", "comparing"),
+    *("lineage", "cards", "comparing", "tracking"),
 }
 
 WORDS = {
@@ -75,6 +75,9 @@ DOORS = {
     "safetensors": ("",),
     "torch": ("",),
     "torch_pruning": ("compress/prune/",),
+    "mlflow": ("tracking.py",),
+    "wandb": ("tracking.py",),
+    "tensorboard": (),
 }
 """Where a library that is not Python's own may be imported."""
 
@@ -82,6 +85,7 @@ OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
     *("torch_pruning", "PIL", "timm", "torchvision"),
+    *("mlflow", "wandb", "tensorboard"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}
