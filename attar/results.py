@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from attar import measure
+from attar import auditing, measure
+from attar.auditing import Subject
 from attar.baselines import bag_of_words
 from attar.cards import write_cards
 from attar.export import executorch_file, onnx_file, openvino_file
@@ -45,6 +47,12 @@ NOTED = {
     ".pte": executorch_file.noted,
 }
 """How facts are added to a file, by its ending."""
+
+SIGNED = ("score", "examples", "temperature")
+"""What an exported file is told of itself, where it is known."""
+
+CALIBRATION = "calibration.json"
+"""Where a folder says what its logits are to be divided by; a file says it in its metadata."""
 
 ANSWER = """
 import torch
@@ -100,8 +108,10 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     floor = None
     if isinstance(here.task, text.classification) and "score" in wanted:
         floor = bag_of_words(here.task, "test")
-    scores = _scores(here, entries) if "score" in wanted else {}
-    _sign(here, entries, scores)
+    subjects = {each.name: auditing.subject(each.name, each.model, each.source) for each in entries}
+    scores = _scores(here, entries, subjects) if "score" in wanted else {}
+    calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
+    _sign(here, entries, scores, calibrated)
     for entry in entries:
         entry.model.cpu()  # where the files answer: one processor for all
     timing = Timing.wanted(wanted["latency"]) if "latency" in wanted else Timing()
@@ -132,16 +142,32 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     if floor is not None:
         rows.append(_floor_row(floor, times, joules, wanted))
         book.seconds["bag_of_words"] = floor["seconds"]
+    audits = auditing.audits(here, subjects, rows) if "audit" in wanted else {}
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
     tokens = length(here.task.example(entries[0].model))
-    report = _written(here, book, tuple(rows), timing, tokens)
+    report = _written(here, book, tuple(rows), timing, tokens, audits)
     write_cards(here, report, {entry.name: entry.path for entry in entries if entry.path})
     return report
 
 
+def _calibrated(
+    here: Setting, entries: Sequence[Entry], subjects: Mapping[str, Subject]
+) -> dict[str, dict[str, float]]:
+    """The `temperature` that each exported model's logits are to be divided by, where one is best.
+
+    It is fitted on the validation split.
+    """
+    exported = (entry.name for entry in entries if entry.source is not None)
+    found = {name: subjects[name].temperature(here) for name in exported}
+    return {name: {"temperature": fitted} for name, fitted in found.items() if fitted is not None}
+
+
 def _sign(
-    here: Setting, entries: Sequence[Entry], scores: Mapping[str, Mapping[str, float]]
+    here: Setting,
+    entries: Sequence[Entry],
+    scores: Mapping[str, Mapping[str, float]],
+    calibrated: Mapping[str, dict[str, float]],
 ) -> None:
     """Write into each exported file what it is made from, and how good that is.
 
@@ -150,22 +176,27 @@ def _sign(
     made = {"recipe": here.recipe.name or here.out.name, **facts(teachers(here.plan, here.trust))}
     made |= {name: known for name, known in _versions() if name == "attar"}
     for entry in entries:
+        fitted = calibrated.get(entry.name, {})
         if entry.source is not None and entry.path is not None and entry.path.suffix in NOTED:
-            said = scores.get(entry.name, {})
+            said = {**scores.get(entry.name, {}), **fitted}
             note = NOTED[entry.path.suffix]
-            note(entry.path, made | {k: said[k] for k in ("score", "examples") if k in said})
+            note(entry.path, made | {k: said[k] for k in SIGNED if k in said})
+        elif fitted and entry.path is not None:
+            (entry.path / CALIBRATION).write_text(json.dumps(fitted) + "\n", "utf-8")
 
 
-def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
+def _scores(
+    here: Setting, entries: Sequence[Entry], subjects: Mapping[str, Subject]
+) -> dict[str, dict[str, float]]:
     found = {}
     with here.screen.bar("Scoring on the test split") as advance:
         for number, entry in enumerate(entries):
             advance(number, len(entries), entry.name)
-            found[entry.name] = measure.score(entry.model, partial(here.task.score, part="test"))
+            who = subjects[entry.name]
+            found[entry.name] = auditing.scored(here, who, "test")
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.
-                held = measure.score(entry.model, partial(here.task.score, part="validation"))
-                found[entry.name]["validation"] = held["score"]
+                found[entry.name]["validation"] = auditing.scored(here, who, "validation")["score"]
         advance(len(entries), len(entries), "")
     return found
 
@@ -234,7 +265,12 @@ def _floor_row(
 
 
 def _written(
-    here: Setting, book: Book, rows: tuple[Row, ...], timing: Timing, tokens: int | None
+    here: Setting,
+    book: Book,
+    rows: tuple[Row, ...],
+    timing: Timing,
+    tokens: int | None,
+    audits: Mapping[str, Mapping[str, Any]],
 ) -> Report:
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
@@ -253,6 +289,7 @@ def _written(
         plan=plan,
         verdict=verdict(rows, threads=timing.threads),
         history=book.history,
+        audits=audits,
     )
     report.write(here.out)
     return report

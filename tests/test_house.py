@@ -33,7 +33,7 @@ ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export"
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
     *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
-    *("lineage", "cards"),
+    *("lineage", "cards", "auditing", "subjects"),
 }
 
 WORDS = {
@@ -58,7 +58,8 @@ DOORS = {
     "tokenizers": ("students/",),
     "datasets": ("tasks/",),
     "pyarrow": ("tasks/",),
-    "sklearn": ("baselines.py",),
+    "sklearn": ("baselines.py", "measure/audit/"),
+    "captum": ("measure/audit/",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnx_ir": ("export/",),
@@ -81,7 +82,7 @@ DOORS = {
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
-    *("torch_pruning", "PIL", "timm", "torchvision"),
+    *("torch_pruning", "PIL", "timm", "torchvision", "captum"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

@@ -19,6 +19,9 @@ from attar.tasks.loading import logits
 from attar.tasks.sampling import Batches
 from attar.types import IGNORE, Batch, Knowledge
 
+WHOLE = slice(None)
+"""All examples of a part."""
+
 
 class Classification(ABC):
     """A task whose answer is one of some named classes.
@@ -172,9 +175,17 @@ class Classification(ABC):
         """Accuracy and macro-F1 on a part whose labels are all known."""
         return self.judge(self.answers(model, part).argmax(1).numpy(), part)
 
-    def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
-        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self.truth(part)
+    def judge(
+        self,
+        predicted: np.ndarray[Any, Any],
+        part: str,
+        at: np.ndarray[Any, Any] | slice = WHOLE,
+    ) -> dict[str, float]:
+        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`.
+
+        at: of which of these they are, where not of all
+        """
+        truth = self.truth(part)[at]
         if (truth == IGNORE).any():
             raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
         accuracy = float((predicted == truth).mean())

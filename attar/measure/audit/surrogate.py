@@ -33,9 +33,7 @@ def fidelity(shown: Inputs, said: Array, asked: Inputs, wanted: Array, *, depth:
         from sklearn.tree import DecisionTreeClassifier
     except ImportError as error:
         raise MissingExtra("scikit-learn", "audit", "the surrogate of an audit") from error
-    first: Features
-    second: Features
-    first, second = (_pixels, _pixels) if isinstance(shown, Tensor) else _words()
+    first, second = _words() if not isinstance(shown, Tensor) else (_pixels, _pixels)
     tree = DecisionTreeClassifier(max_depth=depth, random_state=0).fit(first(shown), said)
     return float((tree.predict(second(asked)) == wanted).mean())
 
@@ -48,7 +46,7 @@ def _words() -> tuple[Features, Features]:
     return words.fit_transform, words.transform
 
 
-def _pixels(pictures: Tensor) -> Array:
+def _pixels(pictures: Any) -> Array:
     height, width = pictures.shape[2:]
     size = min(SIDE, height), min(SIDE, width)
     small: Array = F.adaptive_avg_pool2d(pictures.float(), size).flatten(1).numpy()
