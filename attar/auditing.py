@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from attar.measure.audit.surrogate import fidelity
 from attar.measure.comparing import Foreign
 from attar.report import Row
 from attar.report.sentences import best
-from attar.resolve import ask, compares
+from attar.resolve import ask, chosen, compares
 from attar.setting import Setting
 from attar.taps import evaluating, place
 from attar.types import IGNORE, Batch
@@ -120,7 +121,8 @@ def audited(here: Setting, before: Subject, after: Subject, part: str = "test") 
     hurt = [
         given["told"](n) | said for n, said in broken_rows(one, other, labels, here.task.classes)
     ]
-    file = here.out / f"{after.name}-broken.jsonl"
+    # The name of a hub's model, or of code, is no name of a file.
+    file = here.out / (re.sub(r"[^\w.+-]+", "-", after.name) + "-broken.jsonl")
     file.unlink(missing_ok=True)
     if hurt:
         lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in hurt)
@@ -129,7 +131,7 @@ def audited(here: Setting, before: Subject, after: Subject, part: str = "test") 
     return {"against": before.name, **found}
 
 
-def _options(here: Setting) -> Callable[..., dict[str, Any]]:
+def _options(here: Setting) -> partial[dict[str, Any]]:
     """The recipe's audit; with all its defaults where it names none."""
     named = (piece.function for piece in here.plan.measure if piece.name == "audit")
     return next(named, partial(measure.audit))
@@ -138,11 +140,16 @@ def _options(here: Setting) -> Callable[..., dict[str, Any]]:
 def _deeper(here: Setting, before: Subject, after: Subject, part: str) -> dict[str, Any]:
     """What can be asked of models beside their answers, for as long as somebody wants it."""
     found: dict[str, Any] = {}
+    said = {name: chosen(_options(here), name) for name in ("layers", "occlusion", "surrogate")}
     if before.network is not None and after.network is not None:
         found["alike"] = partial(_alike, here, before.network, after.network, part)
+    elif said["layers"] is not None:
+        here.screen.say("CKA is left out: it reads the layers of two networks of PyTorch.")
     if before.model is not None and after.model is not None:
         found["explained"] = partial(_explained, here, (before.model, after.model), part)
         found["imitated"] = partial(_imitated, here, (before.model, after.model), part)
+    elif said["occlusion"] or said["surrogate"]:
+        here.screen.say("Occlusion and surrogate are left out: a store can't be asked anew.")
     return found
 
 
@@ -158,14 +165,14 @@ def audits(
 
     Each stands against the teacher or, where there is none, the row it was made from.
     """
-    chosen, found = best(rows), dict[str, dict[str, Any]]()
-    names = [row.name for row in rows if row is chosen or row.role == "export"]
+    shipped, found = best(rows), dict[str, dict[str, Any]]()
+    names = [row.name for row in rows if row is shipped or row.role == "export"]
     with here.screen.bar("Auditing") as advance:
         for number, name in enumerate(names):
             advance(number, len(names), name)
             against = "teacher" if "teacher" in subjects else _origin(rows, name)
             found[name] = audited(here, subjects[against], subjects[name])
-            if chosen is not None and name == chosen.name and here.plan.gates:
+            if shipped is not None and name == shipped.name and here.plan.gates:
                 found[name]["gates"] = gated(here, found[name])
         advance(len(names), len(names), "")
     return found

@@ -73,7 +73,7 @@ def named(here: Setting, name: str) -> Subject:
     model = casting.load(here, str(path) if path.exists() else name)
     if "untrained_head" in vars(model):
         raise ModelError(f"{name} has no classification head of its own, so it has no answers.")
-    return subject(path.name if path.exists() else name, model)
+    return subject(path.resolve().name if path.exists() else name, model)
 
 
 def _shipped(run: Path) -> Path:
