@@ -67,12 +67,17 @@ class Subject:
             self.known[part] = here.task.answers(self.model, part, advance)
         return self.known[part]
 
+    def predicted(self, here: Setting, part: str) -> Array:
+        """The classes it takes these examples for."""
+        classes: Array = self.answers(here, part).argmax(1).numpy()
+        return classes
+
     def held(self, here: Setting) -> tuple[Array, Array] | None:
         """Its logits of the validation examples, and their labels; None where it has none."""
         rows = self.covered(here, "validation")
         if not len(rows):
             return None
-        return self.answers(here, "validation").numpy(), here.task.truth("validation")[rows]
+        return self.answers(here, "validation").numpy(), here.task.labels("validation")[rows]
 
     def temperature(self, here: Setting) -> float | None:
         """What its logits are to be divided by; None where none is best."""
@@ -86,11 +91,6 @@ def subject(name: str, model: nn.Module, source: nn.Module | None = None) -> Sub
     source: the network of torch that it was written from, where it is a file
     """
     return Subject(name, model, source or (None if isinstance(model, Foreign) else model))
-
-
-def scored(here: Setting, who: Subject, part: str) -> dict[str, float]:
-    """The task's metrics of all answers to a part."""
-    return here.task.judge(who.answers(here, part).argmax(1).numpy(), part)
 
 
 def audited(here: Setting, before: Subject, after: Subject, part: str = "test") -> dict[str, Any]:
@@ -109,7 +109,7 @@ def audited(here: Setting, before: Subject, after: Subject, part: str = "test") 
         Side(each.answers(here, part).numpy()[at], each.held(here))
         for each, at in zip((before, after), places, strict=True)
     )
-    labels = here.task.truth(part)[rows]
+    labels = here.task.labels(part)[rows]
     given = {
         "before": one,
         "after": other,

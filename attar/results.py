@@ -14,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 from attar import auditing, measure
@@ -35,11 +37,15 @@ from attar.tasks import text
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
 
-PARTS = ("train", "labelled", "validation", "test")
+TEST, PREDICTIONS = "test", "predictions.safetensors"
+PARTS = ("train", "labelled", "validation", TEST)
 LIBRARIES = (
     *("attar", "torch", "transformers", "onnx", "onnxruntime", "openvino"),
     *("executorch", "scikit-learn", "numpy"),
 )
+
+Classes = np.ndarray[Any, Any]
+"""The class of each example, by its number."""
 
 NOTED = {
     ".onnx": onnx_file.noted,
@@ -76,6 +82,7 @@ class Entry:
     path: its file or folder, where it has one; source: the network a file was made from, whose
     parameters and MACs it has
     after: the name of the entry that a step made it from; empty where none did
+    trainings: the names of those of the student that it went through
     """
 
     name: str
@@ -83,6 +90,7 @@ class Entry:
     path: Path | None = None
     source: nn.Module | None = None
     after: str = ""
+    trainings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,9 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     wanted = {piece.name: piece.function for piece in here.plan.measure}
     floor = None
     if isinstance(here.task, text.classification) and "score" in wanted:
-        floor = bag_of_words(here.task, "test")
+        floor = bag_of_words(here.task, TEST)
     subjects = {each.name: auditing.subject(each.name, each.model, each.source) for each in entries}
-    scores = _scores(here, entries, subjects) if "score" in wanted else {}
+    scores, predicted = _scores(here, entries, subjects) if "score" in wanted else ({}, {})
     calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
     _sign(here, entries, scores, calibrated)
     for entry in entries:
@@ -120,9 +128,9 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
         here.screen.say(
             f"Timing answers, in turns ({timing.threads} thread, batch {timing.batch}) ..."
         )
-        times = by_name(wanted["latency"](_answers(here, entries, floor, timing)))
+        times = by_name(wanted["latency"](answers(here, entries, floor, timing)))
     joules = _joules(here, entries, floor, wanted["energy"]) if "energy" in wanted else {}
-    bytes_of = _memory(here, entries) if "memory" in wanted else {}
+    bytes_of = memories(here, entries) if "memory" in wanted else {}
     rows = [
         row(
             entry.name,
@@ -142,6 +150,10 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     if floor is not None:
         rows.append(_floor_row(floor, times, joules, wanted))
         book.seconds["bag_of_words"] = floor["seconds"]
+        predicted["bag_of_words"] = floor["predicted"]
+    if predicted:
+        _keep(here, predicted)
+    book.plan["budget"] = {each.name: _budget(book, each) for each in entries if each.trainings}
     audits = auditing.audits(here, subjects, rows) if "audit" in wanted else {}
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
@@ -185,23 +197,50 @@ def _sign(
             (entry.path / CALIBRATION).write_text(json.dumps(fitted) + "\n", "utf-8")
 
 
+def _budget(book: Book, entry: Entry) -> dict[str, Any]:
+    """Which trainings went into a student, the teacher's aside: their steps and seconds."""
+    points = [book.history[name] for name in entry.trainings]
+    return {
+        "steps": sum(int(each[-1]["step"]) for each in points if each),
+        "seconds": round(sum(book.seconds[name] for name in entry.trainings), 2),
+        "trainings": list(entry.trainings),
+    }
+
+
+def _keep(here: Setting, predicted: Mapping[str, Classes]) -> None:
+    """Write each row's answers to the test split beside the report, for paired comparisons."""
+    told = {"classes": json.dumps(list(here.task.classes)), "part": TEST}
+    told["test_hash"] = here.task.hash_of(TEST)
+    answers = {"truth": here.task.truth(TEST), **predicted}
+    here.out.mkdir(parents=True, exist_ok=True)
+    unfinished = here.out / f".{PREDICTIONS}.{os.getpid()}"
+    kept = {name: np.ascontiguousarray(each, dtype=np.int32) for name, each in answers.items()}
+    save_file(kept, unfinished, told)
+    unfinished.replace(here.out / PREDICTIONS)
+
+
 def _scores(
     here: Setting, entries: Sequence[Entry], subjects: Mapping[str, Subject]
-) -> dict[str, dict[str, float]]:
-    found = {}
+) -> tuple[dict[str, dict[str, float]], dict[str, Classes]]:
+    """What each model scores on the test split, and the classes it answered."""
+    found: dict[str, dict[str, float]] = {}
+    predicted: dict[str, Classes] = {}
+
     with here.screen.bar("Scoring on the test split") as advance:
         for number, entry in enumerate(entries):
             advance(number, len(entries), entry.name)
             who = subjects[entry.name]
-            found[entry.name] = auditing.scored(here, who, "test")
+            predicted[entry.name] = who.predicted(here, TEST)
+            found[entry.name] = here.task.judge(predicted[entry.name], TEST)
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.
-                found[entry.name]["validation"] = auditing.scored(here, who, "validation")["score"]
+                held = here.task.judge(who.predicted(here, "validation"), "validation")
+                found[entry.name]["validation"] = held["score"]
         advance(len(entries), len(entries), "")
-    return found
+    return found, predicted
 
 
-def _answers(
+def answers(
     here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, timing: Timing
 ) -> dict[tuple[str, int | None], Callable[[], object]]:
     """What makes one answer of each row that can be timed fairly, at each length."""
@@ -228,11 +267,11 @@ def _joules(
     if not zones(POWERCAP):
         here.screen.say("Energy is left out: this machine has no counter that may be read (RAPL).")
         return {}
-    answers = _answers(here, entries, floor, Timing.wanted(energy))
-    return {name: joules for (name, _), joules in energy(answers, POWERCAP).items()}
+    asked = answers(here, entries, floor, Timing.wanted(energy))
+    return {name: joules for (name, _), joules in energy(asked, POWERCAP).items()}
 
 
-def _memory(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
+def memories(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
     """Peak memory of fresh processes, one for each row that is on disk."""
     started = {}
     for entry in entries:
@@ -275,7 +314,11 @@ def _written(
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
     plan = {
-        "data": {part: here.task.size(part) for part in PARTS},
+        "data": {
+            **{part: here.task.size(part) for part in PARTS},
+            "hash": here.task.digest(),
+            "test_hash": here.task.hash_of(TEST),
+        },
         "classes": len(here.task.classes),
         "notes": list(here.task.notes),
         **book.plan,

@@ -153,10 +153,9 @@ def _ask(here: Setting, who: Subject, part: str) -> None:
 
 def _row(here: Setting, who: Subject, role: Role, part: str, rows: Array) -> Row:
     """One of the two as a row: its score on the examples that both answered, and its size."""
-    known = rows[here.task.truth(part)[rows] != IGNORE]
-    answers = who.answers(here, part).argmax(1).numpy()
+    known = rows[here.task.labels(part)[rows] != IGNORE]
     place = np.searchsorted(who.covered(here, part), known)
-    metrics = here.task.judge(answers[place], part, known) if len(known) else {}
+    metrics = here.task.judge(who.predicted(here, part)[place], part, known) if len(known) else {}
     if who.model is None:
         metrics = dict(metrics)
         return Row(who.name, "stored answers", metrics.pop("score", None), metrics, part=role)

@@ -27,7 +27,7 @@ EXIT_CODES = (
     f"of the audit is not passed, {BUG} a bug in attar, {INTERRUPTED} interrupted."
 )
 
-RESUMED = ("run", "teach")
+RESUMED = ("run", "teach", "compare")
 """Commands that go on from their last checkpoint."""
 
 _OF_THE_MACHINE = {
