@@ -18,7 +18,15 @@ from torch import nn
 
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
-from attar.casting import build_student, built, for_teachers, load, made, teacher_kept
+from attar.casting import (
+    build_student,
+    built,
+    check_other,
+    for_teachers,
+    load,
+    made,
+    teacher_kept,
+)
 from attar.compressing import called, check_step, compressed, for_compressors, in_short, made_by
 from attar.distill import Term
 from attar.distill.loop import Watch
@@ -171,8 +179,13 @@ def _as_it_is(
 
 
 def _student_of(here: Setting, recipe: str) -> nn.Module:
-    """The student of another recipe's first `distill` step, found trained or trained now."""
-    there, book = _other(here, recipe), Book()
+    """The student of another recipe."""
+    return student_of(_other(here, recipe))
+
+
+def student_of(there: Setting) -> nn.Module:
+    """The student of a recipe's first `distill` step, found trained or trained now."""
+    book = Book()
     _rehearse(there)
     teacher = find_teacher(there, book)
     student = build_student(there, teacher)
@@ -194,10 +207,7 @@ def _other(here: Setting, recipe: str) -> Setting:
     folder = here.out / "teachers" / Path(recipe).stem
     seed = [f"seed={here.recipe.seed}"]
     there = begin(recipe, folder, overrides=seed, trust=here.trust, screen=here.screen)
-    if not any(step.name == "distill" for step in there.plan.steps):
-        raise RecipeError(f"{recipe} has no distill step, so it has no student that could teach.")
-    if there.task.classes != here.task.classes:
-        raise RecipeError(f"{recipe} has other classes than this recipe; its student can't teach.")
+    check_other(here, there, recipe)
     return replace(there, track=here.track.of(Path(recipe).stem))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from attar.cli.audit import end_by_gates, with_audit
 from attar.cli.ending import EXIT_CODES, USER, Commands
 from attar.cli.store import with_store
 from attar.cli.terminal import clean, screen
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from attar.resolve import Description
     from attar.setting import Setting
 
-app = with_store(
-    typer.Typer(
-        cls=Commands,
-        help="Turn a big model into the best small one you can ship, and prove it.",
-        epilog=EXIT_CODES,
-        add_completion=False,
-        pretty_exceptions_enable=False,
+app = with_audit(
+    with_store(
+        typer.Typer(
+            cls=Commands,
+            help="Turn a big model into the best small one you can ship, and prove it.",
+            epilog=EXIT_CODES,
+            add_completion=False,
+            pretty_exceptions_enable=False,
+        )
     )
 )
 
@@ -92,6 +95,7 @@ def run(
     print()
     show_report(report)
     show_artifacts(out or Path("runs") / report.recipe["name"], report)
+    end_by_gates(report)
 
 
 @app.command()

@@ -54,6 +54,14 @@ class Report:
         raise DataError(f"the report has no row {name!r}; {nearest(name, names)}")
 
     @property
+    def failed_gates(self) -> list[dict[str, Any]]:
+        """The gates that an audit did not pass: `row`, `gate`, `limit`, `found`."""
+        gates = (
+            (row, gate) for row, audit in self.audits.items() for gate in audit.get("gates", ())
+        )
+        return [{"row": row, **gate} for row, gate in gates if not gate["ok"]]
+
+    @property
     def tables(self) -> dict[str, Sequence[Mapping[str, Any]]]:
         """What steps told of on their way, by title: the plan's `tables`."""
         found = self.plan.get("tables") if isinstance(self.plan, Mapping) else None
