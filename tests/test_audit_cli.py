@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -19,7 +20,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from test_cli import CLASSES, save_bert
+from sklearn.datasets import load_digits
+from test_cli import CLASSES, save_bert, watched
 from transformers import BertForSequenceClassification
 
 import attar
@@ -470,3 +472,92 @@ def test_captum_that_is_missing_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     answer = ask(f"audit runs/tiny runs/tiny --recipe tiny.yaml --out {tmp_path}")
     assert 'pip install "attar[audit]"' in refused(answer)
+
+
+# ---- words and patches
+
+
+def test_a_text_is_hidden_word_by_word(house: Path) -> None:
+    task = begin(str(house / "tiny.yaml"), "never").task
+    text = ("where is  my card",)
+    kept = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]]).bool()
+    assert task.pieces(text) == 4
+    assert task.seen(text, kept) == ("where is my card", "is card", "")
+    assert task.pieces(("",)) == 0
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe over 300 of scikit-learn's digits, whose student lost nearly all its weights."""
+    folder = tmp_path_factory.mktemp("digits")
+    data: Any = load_digits()
+    pictures = (data.images[:300] * 15.9).astype(np.uint8)
+    np.savez(folder / "digits.npz", images=pictures, labels=data.target[:300])
+    classes = [str(n) for n in range(10)]
+    students.save(students.resnet(classes, depth=8, width=8), folder / "big")
+    said = {
+        "task": {"vision.classification": {"dataset": str(folder / "digits.npz")}},
+        "teacher": {
+            "finetune": {"model": str(folder / "big"), "keep_head": True, "epochs": 8, "lr": 5e-3}
+        },
+        "steps": [{"prune.magnitude": {"ratio": 0.9}}, "export.safetensors"],
+        "measure": ["score", {"audit": {"occlusion": 2, "surrogate": 4, "layers": "auto"}}],
+    }
+    (folder / "digits.yaml").write_text(yaml.safe_dump(said), "utf-8")
+    return folder
+
+
+def test_pictures_are_audited_with_their_place_layers_patches_and_a_tree(
+    ask: Ask, digits: Path, tmp_path: Path
+) -> None:
+    done = ask(f"run {digits / 'digits.yaml'} --out {tmp_path}")
+    assert done.code == 0, done.err
+    found = Report.read(tmp_path).audits["student-magnitude-folder"]
+    assert found["flips"]["right_to_wrong"] > 5
+    first = found["broken"][0]
+    row = int(first["input"].removeprefix(f"{digits / 'digits.npz'}, row "))
+    assert int(first["label"]) == np.load(digits / "digits.npz")["labels"][row - 1]
+    assert len(first["key"]) == 32
+    assert found["occlusion"]["examples"] == 2
+    assert 0.2 < found["surrogate"]["before"] < 1
+    assert len(found["cka"]) == 3
+    assert all(0 <= pair["cka"] <= 1 for pair in found["cka"])
+
+
+def test_a_picture_is_hidden_patch_by_patch_in_its_own_colour(digits: Path) -> None:
+    task = begin(str(digits / "digits.yaml"), "never").task
+    picture = task.spread("test", 1).inputs
+    assert task.pieces(picture) == 16  # patches of 2 x 2 of 8 x 8 pixels
+    kept = torch.ones(3, 16).bool()
+    kept[1, 0] = False
+    kept[2] = False
+    whole, cut, gone = task.seen(picture, kept)
+    assert torch.equal(whole, picture[0])
+    grey = picture.float().mean((2, 3)).round()[0]
+    assert torch.equal(cut[:, :2, :2], grey[:, None, None].expand(3, 2, 2).to(cut.dtype))
+    cut[:, :2, :2] = picture[0, :, :2, :2]
+    assert torch.equal(cut, picture[0])
+    assert torch.equal(gone.float(), grey[:, None, None].expand(3, 8, 8))
+
+
+def test_pictures_that_are_no_square_have_patches_to_their_edge(digits: Path) -> None:
+    task = begin(str(digits / "digits.yaml"), "never").task
+    wide = torch.arange(3 * 5 * 20, dtype=torch.uint8).reshape(1, 3, 5, 20)
+    assert task.pieces(wide) == 2 * 7
+    seen = task.seen(wide, torch.ones(1, 14).bool())
+    assert torch.equal(seen, wide)
+
+
+# ---- a terminal
+
+
+def test_a_terminal_is_shown_tables_and_what_fails_in_them(
+    dead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    drawn = watched(monkeypatch)
+    line = f"audit runs/tiny/teacher {dead} --recipe tiny.yaml --out {tmp_path} --gate ece=0"
+    assert main(shlex.split(line)) == 3
+    for word in ("Asking dead", "right to wrong", "Gates", "NOT passed", "Broken (all in"):
+        assert word in drawn.text
+    assert max(map(len, re.split(r"[\r\n]+", drawn.text))) < 160
