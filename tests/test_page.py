@@ -268,7 +268,7 @@ def test_an_audit_without_labels_still_prints_itself() -> None:
     bare = {"against": "teacher", "examples": 10, "agreement": 1.0, "kl": None}
     report = replace(run(), audits={"student": bare})
     assert "student answers as teacher in 100.0 % of 10 examples." in Reader(report.html()).text
-    assert "| student | teacher | 100.0 % | – | – | – | – | – | – |" in report.markdown()
+    assert "| student | teacher | – | 100.0 % | – | – | – | – | – |" in report.markdown()
     jsonschema.validate(report.to_dict(), schema())
 
 

@@ -10,8 +10,8 @@ from attar.report.rows import finite
 from attar.report.weighing import signed
 
 HEAD = (
-    *("model", "against", "agreement", "KL", "right to wrong", "wrong to right"),
-    *("worst class", "ECE", "gates"),
+    *("model", "against", "gates", "agreement", "KL", "right to wrong", "wrong to right"),
+    *("worst class", "ECE"),
 )
 
 Audit = Mapping[str, Any]
@@ -104,12 +104,12 @@ def cells(audits: Mapping[str, Audit]) -> Iterator[list[str]]:
         yield [
             name,
             str(audit["against"]),
+            _gates(audit),
             percent(float(audit["agreement"])),
             figures.MISSING if (kl := audit.get("kl")) is None else f"{kl:.3g}",
             *flips(audit),
             worst(audit),
             calibration(audit),
-            _gates(audit),
         ]
 
 

@@ -168,9 +168,8 @@ def several(rows: Sequence[Row], score_name: str, runs: int, alike: bool) -> str
         if small and small.score is not None and small is not top
         else ""
     )
-    return (
-        f"{told}: {top.name} has the best {score_name} ({figures.score(top.score or 0)}){second}."
-    )
+    highest = f"{figures.score(top.score or 0)} ({top.name})"
+    return f"{told}: the best {score_name} is {highest}{second}."
 
 
 def _gates(audited: Mapping[str, Mapping[str, Any]], file: Row | None) -> Iterator[str]:
