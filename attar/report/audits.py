@@ -59,10 +59,10 @@ def unchanged(audit: Audit) -> tuple[str, str]:
 
 
 def worst(audit: Audit) -> str:
-    """The class that lost most, and how many points: "refund −12.0"."""
+    """The class that lost most, and how many points: "refund: −12.0"."""
     if not (classes := audit.get("classes")) or classes[0].get("change") is None:
         return figures.MISSING
-    return f"{classes[0].get('class')} {changed(classes[0])}"
+    return f"{classes[0].get('class')}: {changed(classes[0])}"
 
 
 def changed(entry: Mapping[str, Any], key: str = "change") -> str:
