@@ -304,6 +304,8 @@ def train_arm(
     train = partial(fit, here, arm, student, step, taught)
     model, curve, _ = arms.trained(title, folder, here.engine, here.screen, lambda: student, train)
     book.note(arm.name, curve)
+    if (folder / arms.BEST).is_file():
+        book.best[arm.name] = folder / arms.BEST
     return model
 
 

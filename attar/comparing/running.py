@@ -24,6 +24,9 @@ POLL = 0.25
 GRACE = 20.0
 """Seconds that a process has to end by itself once it is told to."""
 
+COMMAND = ("-m", "attar", "run")
+"""What Python is told to do with a recipe."""
+
 LOG, RECIPE = "log.txt", "recipe.yaml"
 
 TAIL = 4096
@@ -64,7 +67,6 @@ class Crew:
         jobs: Sequence[Job],
         done: Callable[[Job], bool],
         screen: Screen,
-        *,
         limit: int,
         threads: int,
         shared: Path,
@@ -113,7 +115,7 @@ class Crew:
     def _start(self, job: Job, lock: IO[str]) -> Child:
         _link(job.folder / "arms", self._shared)
         (job.folder / RECIPE).write_text(job.recipe.to_yaml(), "utf-8")
-        words = ["-m", "attar", "run", str(job.folder / RECIPE), "--out", str(job.folder)]
+        words = [*COMMAND, str(job.folder / RECIPE), "--out", str(job.folder)]
         with (job.folder / LOG).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *words, *["--trust"] * self._trust],
