@@ -20,9 +20,9 @@ from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
 from attar.forecast import forecast
-from attar.pipeline import arm_folder, baseline_arms, cast, run
+from attar.pipeline import baseline_arms, cast, run
 from attar.recipe import read
-from attar.schooling import asking, lessons, teachers_answers
+from attar.schooling import arm_folder, asking, lessons, teachers_answers
 from attar.screen import Silent
 from attar.setting import Book, begin
 from attar.tasks.text.tokenizing import tokenizer_at
@@ -261,13 +261,16 @@ def test_a_compressor_that_can_t_do_it_says_so_before_anything_is_trained(
     ("steps", "sentence"),
     [
         (["quantize.int8_dynamic", *SAID["steps"]], "can't train integers"),
-        (["quantize.qat", *SAID["steps"], "export.onnx"], "quantize.int8_static before it"),
+        (
+            ["quantize.qat", *SAID["steps"], "export.onnx"],
+            "quantize.int8_static before",
+        ),
     ],
 )
 def test_an_order_that_leads_nowhere_is_refused_before_anything_is_trained(
     said: dict[str, Any], steps: list[Any], sentence: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(AttarError, match=sentence):
         run(read(said | LAYERS | {"steps": [*SAID["steps"], *steps]}), tmp_path / "out")
     assert not (tmp_path / "out" / "arms").exists()
 

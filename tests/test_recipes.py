@@ -10,8 +10,7 @@ import torch
 
 from attar.pipeline import run
 from attar.recipe import Recipe, check, read
-from attar.report import Report
-from attar.report.contract import SCHEMA
+from attar.report import SCHEMA, Report
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -38,9 +37,10 @@ def tiny(path: Path, bank: Path, base: Path, folder: Path) -> Recipe:
         else:
             teacher.update({"epochs": 1} | ({"model": str(base)} if reads else {}))
     if isinstance(said["teach"], dict) and "ensemble" in said["teach"]:
-        for seed in (1, 2):
-            run(tiny(ROOT / "recipes" / "quickstart.yaml", bank, base, folder), folder / str(seed))
-        said["teach"]["ensemble"]["others"] = [str(folder / n / "teacher") for n in "12"]
+        others = [taught(bank, base, folder / n, seed=int(n)) for n in "12"]
+        said["teach"]["ensemble"]["others"] = others
+    if isinstance(said["teach"], dict) and "data_free" in said["teach"]:
+        said["teach"]["data_free"]["iterations"] = 2
     for step in said["steps"]:
         if isinstance(step, dict) and "distill" in step:
             options = step["distill"]
@@ -50,6 +50,14 @@ def tiny(path: Path, bank: Path, base: Path, folder: Path) -> Recipe:
                 step["distill"]["evaluate"] = 1
     said["measure"] = ["score", "parameters", "macs", "size"]
     return read(said)
+
+
+def taught(bank: Path, base: Path, folder: Path, *, seed: int) -> str:
+    """The folder of one more teacher."""
+    said = tiny(ROOT / "recipes" / "quickstart.yaml", bank, base, folder).to_dict()
+    alone = {"seed": seed, "student": None, "losses": [], "baselines": [], "measure": ["score"]}
+    run(read(said | alone | {"teach": None, "steps": ["quantize.fp16"]}), folder)
+    return str(folder / "teacher")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=title)

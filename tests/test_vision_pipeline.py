@@ -127,12 +127,12 @@ def test_a_teacher_trained_from_the_start_is_pruned_and_repairs_itself(
 def test_inputs_made_up_for_a_picture_network_are_shown_to_it_as_they_are(
     said: dict[str, Any], tmp_path: Path
 ) -> None:
-    change = {"teach": {"data_free": {"iterations": 2, "examples": 40}}, "losses": ["response.kl"]}
-    here = begin(read(said | change), tmp_path / "out")
+    here = begin(read(said), tmp_path / "out")
     network = here.task.load(students.resnet(CLASSES, depth=8, width=4)).eval()
     batches = iter(here.task.batches("train", batch_size=4))
     engine = local(precision="fp32", device="cpu")
-    lesson = next(teach.data_free(batches, [network], network, here.task.forward, engine))
+    given = (batches, [network], network, here.task.forward, engine)
+    lesson = next(teach.data_free(*given, examples=40, iterations=2))
     made = lesson.batch.inputs
     assert (made.shape, made.dtype) == ((4, 3, 8, 8), torch.float32)
     with torch.no_grad():

@@ -151,6 +151,7 @@ def _report(
         verdict=telling.verdict(found, weighed, plan.notes, paper.seeds),
         history=telling.history(found),
         score_name=told.score_name,
+        audits=telling.audits(found),
         differences=tuple(each.told() for some in weighed.values() for each in some),
     )
 

@@ -27,6 +27,9 @@ GRACE = 20.0
 COMMAND = ("-m", "attar", "run")
 """What Python is told to do with a recipe."""
 
+ENDED = (0, 3)
+"""Exit codes of a run that came to its end; 3 where a gate of its recipe was not passed."""
+
 LOG, RECIPE = "log.txt", "recipe.yaml"
 
 TAIL = 4096
@@ -151,11 +154,11 @@ class Crew:
                 continue
             self._running.remove(child)
             self._ended += 1
-            if code == 0:
+            if code in ENDED:
                 _keep_once(child.job.folder / "teacher", self._shared)
             else:
                 self.faults[child.job] = _reason(code, last)
-            told = "failed" if code else "done"
+            told = "done" if code in ENDED else "failed"
             child.advance(0, 0, f"{told}; {self._ended} of {self._total} runs")
             child.shown.close()
 

@@ -267,3 +267,18 @@ def seconds(found: Sequence[Result]) -> dict[str, float]:
         for each in found
         if each.reports
     }
+
+
+def audits(found: Sequence[Result]) -> dict[str, Mapping[str, Any]]:
+    """What the run of each line's first seed audited of its row."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for each in found:
+        seed = min(each.rows, default=None)
+        if seed is None or each.row.name not in each.reports[seed].audits:
+            continue
+        audit = dict(each.reports[seed].audits[each.row.name])
+        if file := audit.get("broken_file"):
+            run = each.line.run
+            audit["broken_file"] = "/".join(filter(None, (run.arm, run.size, f"seed-{seed}", file)))
+        known[each.line.name] = audit
+    return known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,18 @@ class Classification(ABC):
         """The model's own inputs for those of a batch."""
 
     @abstractmethod
+    def told(self, part: str, row: int) -> dict[str, Any]:
+        """What names one example of a part to a reader, and to a program by its `key`."""
+
+    @abstractmethod
+    def pieces(self, inputs: Any) -> int:
+        """How many parts of an example can be hidden, given a batch's inputs of it alone."""
+
+    @abstractmethod
+    def seen(self, inputs: Any, kept: Tensor) -> Any:
+        """One example once for each row of `kept` (rows, pieces) bool, without what is not kept."""
+
+    @abstractmethod
     def _batch(self, rows: Sequence[int]) -> Batch:
         """The examples of some rows, their labels as they are shown in training."""
 
@@ -148,13 +160,26 @@ class Classification(ABC):
         return Knowledge(answers.float(), heard(mask), mask)
 
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy with the true labels, over the rows whose label is known."""
-        labels = batch.labels.to(knowledge.logits.device)
-        if bool((labels == IGNORE).all()):
-            return knowledge.logits.sum() * 0.0
-        return F.cross_entropy(
-            knowledge.logits, labels, ignore_index=IGNORE, label_smoothing=label_smoothing
-        )
+        """Cross-entropy with the true labels, over the rows whose label is known.
+
+        Of mixed examples each label counts by its share (Zhang et al., mixup, ICLR 2018).
+        """
+        logits = knowledge.logits
+        share = torch.zeros(len(batch)) if batch.mixed is None else batch.mixed.share
+        said = [(batch.labels, 1 - share)]
+        said += [] if batch.mixed is None else [(batch.mixed.labels, share)]
+        loss, whole = logits.sum() * 0.0, 0.0
+        for labels, part in said:
+            counts = part * (labels != IGNORE)
+            each = F.cross_entropy(
+                logits,
+                labels.to(logits.device),
+                ignore_index=IGNORE,
+                label_smoothing=label_smoothing,
+                reduction="none",
+            )
+            loss, whole = loss + (each * counts.to(each)).sum(), whole + float(counts.sum())
+        return loss / whole if whole else loss
 
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """Accuracy and macro-F1 on a part whose labels are all known."""
@@ -170,14 +195,22 @@ class Classification(ABC):
 
         Raises DataError where one is not known.
         """
-        truth: np.ndarray[Any, Any] = self._labels[list(self._part(part))].numpy()
+        truth = self.labels(part)
         if (truth == IGNORE).any():
             raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
         return truth
 
-    def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
-        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self.truth(part)
+    def judge(
+        self,
+        predicted: np.ndarray[Any, Any],
+        part: str,
+        at: np.ndarray[Any, Any] | None = None,
+    ) -> dict[str, float]:
+        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`.
+
+        at: of which of these they are, where not of all
+        """
+        truth = self.truth(part) if at is None else self.labels(part)[at]
         accuracy = float((predicted == truth).mean())
         return {
             "score": accuracy,
@@ -186,15 +219,31 @@ class Classification(ABC):
             "examples": len(truth),
         }
 
+    def labels(self, part: str) -> np.ndarray[Any, Any]:
+        """The true class of each example of a part, `IGNORE` where the data has none."""
+        found: np.ndarray[Any, Any] = self._labels[list(self._part(part))].numpy()
+        return found
+
+    def keys(self, part: str) -> tuple[str, ...]:
+        """The address of each example of a part in a store, in the order of `rows[part]`."""
+        return tuple(self._keys[row] for row in self._part(part))
+
     @torch.no_grad()
-    def answers(self, model: nn.Module, part: str) -> Tensor:
-        """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`."""
+    def answers(
+        self, model: nn.Module, part: str, advance: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`.
+
+        advance: is told of the examples of each batch that is answered
+        """
         training = model.training
         model.eval()
         by_key: dict[str, Tensor] = {}
         for batch in self.sweep(part):
             answered = self.forward(model, batch).logits.cpu()
             by_key.update(zip(batch.keys, answered, strict=True))
+            if advance is not None:
+                advance(len(batch))
         model.train(training)
         return torch.stack([by_key[self._keys[row]] for row in self._part(part)])
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import MissingExtra, ModelError
-from attar.tasks.files import opened
+from attar.tasks.files import check_classes, opened
 from attar.tasks.loading import device_of, folder_of, load_transformers, quiet, told
 
 PAPER = "preprocessor_config.json"
@@ -47,6 +47,7 @@ def load(
     """A network by name, in eval mode, in float32, its classes in the task's order."""
     source, colon, rest = name.partition(":")
     if (network := opened(name, threads, ("pixel_values",), "picture")) is not None:
+        check_classes(network, classes)
         folders = [Path(name).parent / each for each in BESIDE]
         found = [folder / PAPER for folder in folders if (folder / PAPER).is_file()]
         return _with(network, _told_by(_json(found[0])) if found else IMAGENET)
@@ -84,6 +85,11 @@ def normalization_of(model: Any) -> Normalization:
     own: Any = IMAGENET
     with suppress(AttributeError):
         own = model.normalization
+    return _checked(own, type(model).__name__)
+
+
+def _checked(own: Any, whose: str) -> Normalization:
+    """The numbers of a normalization. Raises ModelError where it is none."""
     try:
         side = own.get("side")
         found = {name: [float(each) for each in own[name]] for name in ("mean", "std")}
@@ -91,7 +97,7 @@ def normalization_of(model: Any) -> Normalization:
         found, side = {}, None
     if [len(each) for each in found.values()] != [3, 3] or min(found["std"]) <= 0:
         raise ModelError(
-            f"The normalization of {type(model).__name__} must be {{'mean': ..., 'std': ...}} with "
+            f"The normalization of {whose} must be {{'mean': ..., 'std': ...}} with "
             f"3 numbers each, none of std 0, not {own!r}."
         )
     return {**found, "side": side}
@@ -243,12 +249,5 @@ def _new_head_(model: nn.Module, classes: int) -> nn.Module:
 
 def _with(model: nn.Module, how: Normalization) -> nn.Module:
     """The model with its normalization, as plain numbers that any room can write down."""
-    vars(model)["normalization"] = normalization_of(_Said(how))
+    vars(model)["normalization"] = _checked(how, type(model).__name__)
     return model
-
-
-class _Said:
-    """Something that carries a normalization."""
-
-    def __init__(self, normalization: Normalization) -> None:
-        self.normalization = normalization
