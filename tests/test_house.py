@@ -75,6 +75,10 @@ DOORS = {
     "safetensors": ("",),
     "torch": ("",),
     "torch_pruning": ("compress/prune/",),
+    "gymnasium": ("tasks/control/",),
+    "stable_baselines3": ("tasks/control/",),
+    "ale_py": ("tasks/control/",),
+    "minatar": ("tasks/control/",),
 }
 """Where a library that is not Python's own may be imported."""
 
@@ -82,6 +86,7 @@ OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
     *("torch_pruning", "PIL", "timm", "torchvision"),
+    *("gymnasium", "stable_baselines3", "ale_py", "minatar"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

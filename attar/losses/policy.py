@@ -18,7 +18,7 @@ SPREAD = (-3.0, 2.0)
 
 
 def kl(student: Logits, teacher: Logits, *, temperature: float = 0.01) -> Tensor:
-    """KL(softmax(teacher / T) ‖ softmax(student)): the student itself learns a policy, sharp as it is.
+    """KL(softmax(teacher / T) ‖ softmax(student)): the student learns a policy as it is.
 
     temperature: of the teacher alone. The values of a DQN differ by little from action to action,
         and 0.01 makes a clear choice of them; of a policy that is one already (PPO) take 1

@@ -78,6 +78,7 @@ class Mlp(nn.Module):
 def convnet(
     classes: Sequence[str],
     observations: Tensor,
+    highest: int,
     *,
     channels: Sequence[Count] = (16,),
     kernel: Count = 3,
@@ -86,7 +87,7 @@ def convnet(
 ) -> nn.Module:
     """Convolutions over the pixels of the last frames, one hidden layer, a head.
 
-    observations: (states, frames, height, width) of bytes
+    observations: (states, frames, height, width) of bytes; highest: what a pixel can be
     channels: of the convolutions, one after another
     kernel, stride: of each of them
     width: of the hidden layer
@@ -94,7 +95,6 @@ def convnet(
     if observations.dim() != 4:
         raise ModelError("convnet sees pixels, and there are none here; take the student mlp.")
     seen = list(observations.shape[1:])
-    highest = max(1, int(observations.max()))
     return Convnet(
         classes,
         seen=seen,
@@ -102,7 +102,7 @@ def convnet(
         kernel=kernel,
         stride=stride,
         width=width,
-        highest=1 if highest == 1 else 255,
+        highest=highest,
     )
 
 

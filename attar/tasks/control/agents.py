@@ -31,10 +31,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 STEADY = math.log(0.1)
 """The log standard deviation of an agent that has none: the noise TD3's authors act with."""
 
-NATURE = ((8, 4), (4, 2), (3, 1))
-"""Kernel and stride of the convolutions of Mnih et al. 2015, which every agent of pixels has."""
+STRIDES = {(8, 4, 3): (4, 2, 1), (3,): (1,)}
+"""By their kernels the strides of convolutions: those of Mnih et al. 2015, and attar's own."""
 
-PIXELS = 255.0
 SURE = 1e-6
 """What keeps the logarithm of tanh's slope finite where it is flat."""
 
@@ -72,20 +71,20 @@ class Squashed(nn.Module):
     """
 
     centre: Tensor
-    half: Tensor
+    reach: Tensor
 
     def __init__(self, agent: nn.Module, world: World) -> None:
         super().__init__()
         self.agent = agent
         low, high = (torch.tensor(each).float().flatten() for each in (world.low, world.high))
         self.register_buffer("centre", (low + high) / 2)
-        self.register_buffer("half", (high - low) / 2)
+        self.register_buffer("reach", (high - low) / 2)
 
     def forward(self, observation: Tensor) -> Tensor:
         mean, spread = self.agent(observation).chunk(2, -1)
         bent = torch.tanh(mean)
-        slope = self.half * (1 - bent.square())
-        return torch.cat([self.centre + self.half * bent, spread + (slope + SURE).log()], -1)
+        slope = self.reach * (1 - bent.square())
+        return torch.cat([self.centre + self.reach * bent, spread + (slope + SURE).log()], -1)
 
 
 class Same(nn.Module):
@@ -121,27 +120,29 @@ def built(
 
     said: the policy's `activation_fn`, in words, where it is not the algorithm's own
     """
-    names = list(weights)
+    names, highest = list(weights), world.highest
     if any(each.startswith("q_net.") for each in names):
-        agent = _layered(weights, "q_net.q_net", "q_net.", nn.ReLU, said)
+        agent = _layered(weights, "q_net.q_net", "q_net.", said, highest)
         squashed = False
     elif "action_net.weight" in names:
-        agent = _actor_critic(weights, said, part)
+        agent = _actor_critic(weights, said, part, highest)
         squashed = False
     elif any(each.startswith("actor.") for each in names) and part == "policy":
-        agent, squashed = _actor(weights, said), True
+        agent, squashed = _actor(weights, said, highest), True
     else:
         raise KeyError(f"no {part} under the names {', '.join(sorted(names)[:3])}")
     _check(agent, world, part, name)
     return (Squashed(agent, world) if squashed else agent).eval()
 
 
-def _actor_critic(weights: Weights, said: Mapping[str, Any], part: Part) -> Agent:
+def _actor_critic(weights: Weights, said: Mapping[str, Any], part: Part, highest: int) -> Agent:
     """Of PPO and A2C: the policy with its deviations, or the critic."""
     branch, head = ("policy_net", "action_net") if part == "policy" else ("value_net", "value_net")
     hidden = _stack(weights, f"mlp_extractor.{branch}", _activation(said, nn.Tanh), last=True)
     own = f"{'pi' if part == 'policy' else 'vf'}_features_extractor."
-    eyes = _eyes(weights, own if f"{own}cnn.0.weight" in weights else "features_extractor.")
+    eyes = _eyes(
+        weights, own if f"{own}cnn.0.weight" in weights else "features_extractor.", highest
+    )
     spread: nn.Module | None = None
     if part == "policy" and "log_std" in weights:
         log = weights["log_std"]
@@ -151,16 +152,16 @@ def _actor_critic(weights: Weights, said: Mapping[str, Any], part: Part) -> Agen
     return Agent(eyes, hidden, _linear(weights, head), spread)
 
 
-def _actor(weights: Weights, said: Mapping[str, Any]) -> Agent:
+def _actor(weights: Weights, said: Mapping[str, Any], highest: int) -> Agent:
     """Of SAC, with deviations that hang on the state; of TD3 and DDPG, which have none."""
-    eyes, kind = _eyes(weights, "actor.features_extractor."), _activation(said, nn.ReLU)
+    eyes, kind = _eyes(weights, "actor.features_extractor.", highest), _activation(said, nn.ReLU)
     if "actor.log_std.weight" in weights:
         hidden = _stack(weights, "actor.latent_pi", kind, last=True)
         spread: nn.Module = _Bounded(_linear(weights, "actor.log_std"))
         return Agent(eyes, hidden, _linear(weights, "actor.mu"), spread)
     if "actor.log_std" in weights:
         raise ValueError("it explores by its state, with use_sde")
-    agent = _layered(weights, "actor.mu", "actor.", nn.ReLU, said)
+    agent = _layered(weights, "actor.mu", "actor.", said, highest)
     agent.spread = Same(torch.full((agent.head.out_features,), STEADY))  # type: ignore[arg-type]
     return agent
 
@@ -178,12 +179,12 @@ class _Bounded(nn.Module):
 
 
 def _layered(
-    weights: Weights, prefix: str, owner: str, kind: type[nn.Module], said: Mapping[str, Any]
+    weights: Weights, prefix: str, owner: str, said: Mapping[str, Any], highest: int
 ) -> Agent:
     """Layers of which the last is the head."""
-    hidden = _stack(weights, prefix, _activation(said, kind), last=False)
+    hidden = _stack(weights, prefix, _activation(said, nn.ReLU), last=False)
     last = max(_numbers(weights, prefix))
-    eyes = _eyes(weights, f"{owner}features_extractor.")
+    eyes = _eyes(weights, f"{owner}features_extractor.", highest)
     return Agent(eyes, hidden, _linear(weights, f"{prefix}.{last}"), None)
 
 
@@ -213,16 +214,18 @@ def _linear(weights: Weights, name: str) -> nn.Linear:
     return layer
 
 
-def _eyes(weights: Weights, prefix: str) -> nn.Module:
+def _eyes(weights: Weights, prefix: str, highest: int) -> nn.Module:
     """What stands before the hidden layers: nothing, or the convolutions for pixels."""
     if f"{prefix}cnn.0.weight" not in weights:
         return nn.Flatten()
-    layers: list[nn.Module] = [_Lit()]
-    for n, (kernel, stride) in zip((0, 2, 4), NATURE, strict=True):
+    numbers = _numbers(weights, f"{prefix}cnn")
+    kernels = tuple(weights[f"{prefix}cnn.{n}.weight"].shape[-1] for n in numbers)
+    if kernels not in STRIDES:
+        raise ValueError(f"its convolutions have the kernels {list(kernels)}")
+    layers: list[nn.Module] = [_Lit(highest)]
+    for n, stride in zip(numbers, STRIDES[kernels], strict=True):
         weight = weights[f"{prefix}cnn.{n}.weight"].float()
-        if weight.shape[2:] != (kernel, kernel):
-            raise ValueError("its convolutions are not those of Mnih et al.")
-        layer = nn.Conv2d(weight.shape[1], weight.shape[0], kernel, stride)
+        layer = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[-1], stride)
         bias = weights[f"{prefix}cnn.{n}.bias"].float()
         layer.load_state_dict({"weight": weight, "bias": bias})
         layers += [layer, nn.ReLU()]
@@ -230,10 +233,14 @@ def _eyes(weights: Weights, prefix: str) -> nn.Module:
 
 
 class _Lit(nn.Module):
-    """Pixels from 0 to 255 as numbers from 0 to 1."""
+    """Pixels as numbers from 0 to 1."""
+
+    def __init__(self, highest: int) -> None:
+        super().__init__()
+        self.highest = float(highest)
 
     def forward(self, observation: Tensor) -> Tensor:
-        return observation / PIXELS
+        return observation / self.highest
 
 
 def _activation(said: Mapping[str, Any], own: type[nn.Module]) -> type[nn.Module]:
@@ -293,7 +300,7 @@ def _safe(path: Path) -> Weights:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return dict(load_file(path))
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}.") from None
     except SafetensorError as error:

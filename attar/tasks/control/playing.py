@@ -12,7 +12,7 @@ import numpy as np
 from attar.errors import AttarError, DataError
 from attar.tasks.control.worlds import Numbers, World
 
-SIDE_BY_SIDE = 16
+SIDE_BY_SIDE = 32
 """Episodes that are played at a time: one question to a network serves all of them."""
 
 Answer = Callable[[Numbers], Numbers]
@@ -60,7 +60,7 @@ def play(
     """
     waiting = deque(seeds)
     done: list[Episode] = []
-    seats = [_Seat(world) for _ in range(min(SIDE_BY_SIDE, len(seeds)))]
+    seats = [Seat(world) for _ in range(min(SIDE_BY_SIDE, len(seeds)))]
     try:
         while True:
             steps = sum(len(episode.rewards) for episode in done)
@@ -84,7 +84,7 @@ def play(
     return sorted(done, key=lambda episode: order[episode.seed])
 
 
-class _Seat:
+class Seat:
     """A copy of the environment, in which one episode after another is played."""
 
     def __init__(self, world: World) -> None:
@@ -104,6 +104,8 @@ class _Seat:
 
     def shown(self) -> Numbers:
         """What a model sees now."""
+        if self._frames.maxlen == 1:
+            return self._frames[0]
         first = self._frames[0]
         missing = (self._frames.maxlen or 1) - len(self._frames)
         return np.concatenate([*[np.zeros_like(first)] * missing, *self._frames])
@@ -117,17 +119,22 @@ class _Seat:
             self.episode.states.append(self.shown())
         if explore and self._random.random() < explore:
             action = self.world.any_action(self._random) if instead is None else instead
+        reward, ended, cut = self.move(action)
+        self.episode.rewards.append(reward)
+        if not (ended or cut or len(self.episode.rewards) >= self.world.limit):
+            return None
+        over, self.episode = self.episode, None
+        over.ended = ended
+        return over
+
+    def move(self, action: Numbers) -> tuple[float, bool, bool]:
+        """Act once: the reward, whether the episode has ended, and whether it was cut off."""
         told = self.world.action(action)
         observation, reward, ended, cut, _ = self._told(lambda: self.environment.step(told))
         if not np.isfinite(reward):
             raise self._wrong(f"gave the reward {reward}")
-        self.episode.rewards.append(float(reward))
-        if ended or cut or len(self.episode.rewards) >= self.world.limit:
-            over, self.episode = self.episode, None
-            over.ended = bool(ended)
-            return over
         self._see(observation)
-        return None
+        return float(reward), bool(ended), bool(cut)
 
     def close(self) -> None:
         """Let go of the environment."""
@@ -149,8 +156,8 @@ class _Seat:
             raise self._wrong(f"failed with {type(error).__name__}: {lines[0]}") from error
 
     def _wrong(self, what: str) -> DataError:
-        assert self.episode is not None
-        where = f"in step {len(self.episode.rewards) + 1} of the episode of seed {self.episode.seed}"
+        episode = self.episode or Episode(0)
+        where = f"in step {len(episode.rewards) + 1} of the episode of seed {episode.seed}"
         return DataError(f"{self.world.name} {what.rstrip('.')} {where}; mend the environment.")
 
 

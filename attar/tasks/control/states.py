@@ -1,4 +1,4 @@
-"""What tasks over the states of an environment have in common: where they come from, who sees them."""
+"""What tasks over the states of an environment have in common: whence they come, who sees them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from attar.errors import DataError, ModelError
 from attar.taps import evaluating
 from attar.tasks.classes import Classification
-from attar.tasks.control import agents
-from attar.tasks.control.playing import Answer, Episode, play, steps
+from attar.tasks.control import agents, learning
+from attar.tasks.control.playing import Answer, Episode, play, returns, steps
 from attar.tasks.control.worlds import Numbers, World
 from attar.tasks.files import opened
 from attar.tasks.loading import device_of, told
@@ -36,6 +36,9 @@ EACH = 100_000
 
 REHEARSED = 64
 """States of chance that stand in for a part until there is a teacher to gather it."""
+
+LOOKED = 20
+"""Episodes that are played whenever it is looked how far an agent has learned."""
 
 HELD = 0.1
 """States of the held-out parts, as a share of those to learn from."""
@@ -90,7 +93,9 @@ class States(Classification):
         first = PARTS[part] * APART + own + start
         return list(range(first, first + number))
 
-    def act(self, model: nn.Module, states: int, start: int, beta: float, other: nn.Module) -> Batch:
+    def act(
+        self, model: nn.Module, states: int, start: int, beta: float, other: nn.Module
+    ) -> Batch:
         """The states that a model meets where it acts itself, for schemes that are driven by it.
 
         states: how many; start: episodes that were played so before
@@ -107,9 +112,23 @@ class States(Classification):
             enough=states,
         )
         shown = self._some(episodes, states)
-        return Batch(
-            torch.from_numpy(shown), torch.full((len(shown),), IGNORE), self._named(shown)
-        )
+        return Batch(torch.from_numpy(shown), torch.full((len(shown),), IGNORE), self._named(shown))
+
+    def beginner(self, algorithm: str, widths: Sequence[int]) -> nn.Module:
+        """The network of an agent that has learned nothing yet."""
+        learner = self._learner(algorithm=algorithm, widths=widths)
+        return learning.network(learner, self.world)
+
+    def reinforced(
+        self, watch: Callable[[Mapping[str, Any]], None] | None, steps: int, **how: Any
+    ) -> nn.Module:
+        """The network of an agent that is trained by reward; see `learning.agent` and `learn`."""
+        seeds = self.seeds("teacher", LOOKED, EACH // 2)
+
+        def judge(model: nn.Module) -> float:
+            return float(returns(play(self.world, self.actor(model), seeds)).mean())
+
+        return learning.learn(self._learner(**how), self.world, steps, judge, watch)
 
     def actor(self, model: nn.Module) -> Answer:
         """How a model acts on what is seen: the action of its answer."""
@@ -144,7 +163,8 @@ class States(Classification):
     @property
     def offers(self) -> Mapping[str, Any]:
         """The states to learn from, by which a network finds the scale of what it sees."""
-        return {"observations": self._states[list(self.rows["train"])]}
+        shown = self._states[list(self.rows["train"])]
+        return {"observations": shown, "highest": self.world.highest}
 
     @property
     def summary(self) -> str:
@@ -238,6 +258,9 @@ class States(Classification):
             return nn.functional.cross_entropy(answers, acts)
         return (answers[:, : acts.shape[1]] - acts).square().mean()
 
+    def _learner(self, **how: Any) -> Any:
+        return learning.agent(self.world, self.seeds("teacher", 1)[0], **how)
+
     def _read(self, path: Path) -> nn.Module:
         return agents.read(path, self.world)
 
@@ -263,9 +286,9 @@ class States(Classification):
         shown = np.concatenate(list(parts.values()))
         self._states = torch.from_numpy(shown)
         ends = np.cumsum([0, *map(len, parts.values())])
-        self.rows = {
-            part: tuple(range(ends[n], ends[n + 1])) for n, part in enumerate(parts)
-        } | {"labelled": ()}
+        self.rows = {part: tuple(range(ends[n], ends[n + 1])) for n, part in enumerate(parts)} | {
+            "labelled": ()
+        }
         self._keys = self._named(shown)
         self._at = {key: row for row, key in enumerate(self._keys)}
         self._labels = self._shown = torch.full((len(shown),), IGNORE)
@@ -302,7 +325,5 @@ def _adopted(model: Any) -> nn.Module:
     try:
         inspect.signature(model.forward).bind(observation=None)
     except TypeError as error:
-        raise ModelError(
-            f"{kind} can't be called as `model(observation=...)`: {error}."
-        ) from error
+        raise ModelError(f"{kind} can't be called as `model(observation=...)`: {error}.") from error
     return model  # type: ignore[no-any-return]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -38,6 +37,7 @@ class World:
     settings: what `gymnasium.make` is given beside the name
     view: of pictures; for everything else it is empty
     shape: of an observation as a model sees it; picture: whether that is (channels, height, width)
+    highest: what a pixel can be
     choices: the number of actions to choose from; 0 where actions are numbers
     low, high: the least and the greatest of each number of an action
     """
@@ -47,6 +47,7 @@ class World:
     view: View
     shape: tuple[int, ...]
     picture: bool
+    highest: int
     choices: int
     first: int
     low: Numbers
@@ -59,7 +60,7 @@ class World:
 
     def facts(self) -> dict[str, Any]:
         """What decides, whoever acts, what is seen and what may be done."""
-        known = {"environment": self.name, "observation": list(self.shape)}
+        known: dict[str, Any] = {"environment": self.name, "observation": list(self.shape)}
         known |= {"settings": dict(self.settings)} if self.settings else {}
         return known | ({"view": dict(self.view)} if self.view else {})
 
@@ -67,7 +68,9 @@ class World:
         """What the environment is told: a choice's number, or numbers within their bounds."""
         if self.choices:
             return int(answer) + self.first
-        return np.clip(answer, self.low, self.high).astype(np.float32).reshape(self.low.shape)
+        within: Numbers = np.clip(answer.reshape(self.low.shape), self.low, self.high)
+        told: Numbers = within.astype(np.float32)
+        return told
 
     def any_action(self, random: np.random.Generator) -> Numbers:
         """An action drawn at random; without bounds around zero."""
@@ -75,7 +78,7 @@ class World:
             return np.asarray(random.integers(self.choices))
         if np.isfinite([self.low, self.high]).all():
             return np.asarray(random.uniform(self.low, self.high))
-        return np.clip(random.standard_normal(self.low.shape), self.low, self.high)
+        return np.asarray(np.clip(random.standard_normal(self.low.shape), self.low, self.high))
 
     def seen(self, observation: Any, space: Any) -> Numbers:
         """An observation as numbers: a vector, or one picture (channels, height, width).
@@ -116,6 +119,7 @@ def opened(
         view or {},
         (),
         picture,
+        1 if space.dtype == np.bool_ else 255,
         choices,
         first,
         low,
@@ -139,8 +143,9 @@ def _made(name: str, settings: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise MissingExtra("gymnasium", "control", name) from error
     _register(name.partition("/")[0], gymnasium)
-    known = {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
-    level = logging.getLogger("gymnasium").level
+    known: dict[str, Any] = {
+        key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()
+    }
     gymnasium.logger.min_level, before = gymnasium.logger.ERROR, gymnasium.logger.min_level
     try:
         return gymnasium.make(name, **known, disable_env_checker=True)
@@ -150,7 +155,6 @@ def _made(name: str, settings: Mapping[str, Any]) -> Any:
         raise DataError(f"There is no environment {name!r}: {_reason(error)}.") from error
     finally:
         gymnasium.logger.min_level = before
-        logging.getLogger("gymnasium").setLevel(level)
 
 
 def _register(family: str, gymnasium: Any) -> None:
@@ -189,9 +193,7 @@ def _actions(name: str, space: Any) -> tuple[int, int, Numbers, Numbers]:
         return int(space.n), int(space.start), np.zeros(0), np.zeros(0)
     if kind == "Box":
         return 0, 0, np.asarray(space.low, float), np.asarray(space.high, float)
-    raise DataError(
-        f"{name} takes actions of the kind {kind}; attar knows Discrete (choices) and Box (numbers)."
-    )
+    raise DataError(f"{name} takes actions of the kind {kind}; attar knows Discrete and Box.")
 
 
 def _plain(space: Any) -> bool:
