@@ -126,6 +126,7 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
             memory_bytes=bytes_of.get(entry.name),
             energy_j=joules.get(entry.name),
             after=entry.after,
+            interval=_interval(scores.get(entry.name, {})),
         )
         for entry in entries
     ]
@@ -168,6 +169,11 @@ def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, floa
                 found[entry.name]["validation"] = held["score"]
         advance(len(entries), len(entries), "")
     return found
+
+
+def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
+    """Where the mean score likely lies, where the task itself tells."""
+    return (scored["low"], scored["high"]) if {"low", "high"} <= set(scored) else None
 
 
 def _answers(
@@ -251,8 +257,9 @@ def _written(
         rows=rows,
         cost={"seconds": {key: round(value, 2) for key, value in book.seconds.items()}},
         plan=plan,
-        verdict=verdict(rows, threads=timing.threads),
+        verdict=verdict(rows, here.task.score_name, threads=timing.threads),
         history=book.history,
+        score_name=here.task.score_name,
     )
     report.write(here.out)
     return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Setting:
     screen: Screen
     command: str
     trust: bool = False
+
+    def with_states(self, teacher: nn.Module | None) -> Setting:
+        """The same with what the teacher meets, where a task's data come of who acts in it."""
+        return self if teacher is None else replace(self, task=self.task.met(teacher))
 
     def taught_by(self, scheme: str) -> bool:
         """Whether the recipe's scheme is the one of this name."""
@@ -102,15 +106,11 @@ def begin(
     plan = check(paper, trust=trust)
     folder = Path(out) if out is not None else Path("runs") / (paper.name or name)
     screen = screen or Silent()
-    task = ask(plan.task.function, {"seed": paper.seed})
+    task = ask(plan.task.function, {"seed": paper.seed, "trust": trust})
     _check_lengths(plan, task)
     for note in task.notes:
         screen.say(note)
-    screen.say(
-        f"Data: {task.size('train')} training {task.noun} ({task.size('labelled')} labelled), "
-        f"{task.size('validation')} for validation, {task.size('test')} to test, "
-        f"{len(task.classes)} classes."
-    )
+    screen.say(task.summary)
     engine = ask(plan.engine.function, {})
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
 

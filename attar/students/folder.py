@@ -129,8 +129,8 @@ def paper_of(model: nn.Module) -> dict[str, Any]:
         return model.recipe
     if not isinstance(model, Joined):
         raise ModelError(
-            f"{type(model).__name__} is no lstm or cnn, nor one of attar's networks for pictures or "
-            "states: use its save_pretrained"
+            f"{type(model).__name__} is no lstm or cnn, nor one of attar's networks for pictures "
+            "or states: use its save_pretrained"
         )
     head: Any = model.head
     facts = {"width": head.in_features, "classes": head.out_features, "bias": head.bias is not None}

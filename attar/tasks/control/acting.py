@@ -29,7 +29,9 @@ class policy(States):  # noqa: N801  (a recipe names it)
     states: how many states the teacher meets for the student to learn from
     exploration: share of its steps that chance takes, so that it also meets what it would avoid
     episodes: played to score each model, on seeds that nothing else is played on
-    view: how pictures are seen: the last `frames`, `grey`, from `rows` [first, last], of a `side`
+    frames: of pictures, how many of the last are seen at a time
+    grey: of pictures, without their colours
+    side: of pictures, the pixels of a side that they are scaled to
     """
 
     kind = "control.policy"
@@ -45,9 +47,11 @@ class policy(States):  # noqa: N801  (a recipe names it)
         states: Count = 20_000,
         exploration: Moment = 0.05,
         episodes: Count = 100,
-        view: View | None = None,
+        frames: Count = 1,
+        grey: bool = False,
+        side: Count | None = None,
     ) -> None:
-        world = opened(environment, settings, view, trust=trust)
+        world = opened(environment, settings, View(frames, grey, side), trust=trust)
         self.episodes = episodes
         if world.choices:
             self.classes = tuple(f"action {n + world.first}" for n in range(world.choices))

@@ -92,7 +92,7 @@ class Seat:
         self.environment = world.open()
         self.episode: Episode | None = None
         self._random = np.random.default_rng(0)
-        self._frames: deque[Numbers] = deque(maxlen=world.view.get("frames", 1))
+        self._frames: deque[Numbers] = deque(maxlen=world.view.frames)
 
     def begin(self, seed: int) -> None:
         """Begin the episode of a seed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ ENDLESS = 27_000
 """Steps after which an episode ends where its environment sets no limit: half an hour of Atari."""
 
 
-class View(TypedDict, total=False):
-    """How pictures are seen: the last so many of them, in grey, cut to rows, scaled to a side."""
+@dataclass(frozen=True)
+class View:
+    """How pictures are seen: the last so many of them, in grey, scaled to a side."""
 
-    frames: int
-    grey: bool
-    rows: list[int]
-    side: int
+    frames: int = 1
+    grey: bool = False
+    side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class World:
     """An environment by its name, and how it is seen.
 
     settings: what `gymnasium.make` is given beside the name
-    view: of pictures; for everything else it is empty
+    view: of pictures
     shape: of an observation as a model sees it; picture: whether that is (channels, height, width)
     highest: what a pixel can be
     choices: the number of actions to choose from; 0 where actions are numbers
@@ -62,7 +62,7 @@ class World:
         """What decides, whoever acts, what is seen and what may be done."""
         known: dict[str, Any] = {"environment": self.name, "observation": list(self.shape)}
         known |= {"settings": dict(self.settings)} if self.settings else {}
-        return known | ({"view": dict(self.view)} if self.view else {})
+        return known | ({"view": vars(self.view)} if self.picture else {})
 
     def action(self, answer: Numbers) -> Any:
         """What the environment is told: a choice's number, or numbers within their bounds."""
@@ -95,12 +95,13 @@ class World:
 
 
 def opened(
-    name: str, settings: Mapping[str, Any] | None, view: View | None, *, trust: bool = False
+    name: str, settings: Mapping[str, Any] | None, view: View, *, trust: bool = False
 ) -> World:
     """The environment of a name, looked at once.
 
     Raises MissingExtra or DataError where it can't be had, RecipeError where its name is one of
-    the user's own code and that is not trusted, or where `view` does not fit what it shows.
+    the user's own code and that is not trusted, or where a view is asked for and there are no
+    pictures.
     """
     if ":" in name and not trust:
         raise RecipeError(
@@ -109,14 +110,16 @@ def opened(
     here = _made(name, settings or {})
     space, does = here.observation_space, here.action_space
     picture = _is_picture(space)
-    if view and not picture:
-        raise RecipeError(f"view is for pictures, and {name} shows none; leave it out.")
+    if view != View() and not picture:
+        raise RecipeError(
+            f"frames, grey and side are for pictures, and {name} shows none; leave them out."
+        )
     choices, first, low, high = _actions(name, does)
     limit = here.spec.max_episode_steps if here.spec is not None else None
     world = World(
         name,
         dict(settings or {}),
-        view or {},
+        view,
         (),
         picture,
         1 if space.dtype == np.bool_ else 255,
@@ -127,9 +130,8 @@ def opened(
         limit or ENDLESS,
     )
     one = world.seen(space.sample(), space)
-    frames = (view or {}).get("frames", 1) if picture else 1
     here.close()
-    shape = (frames * one.shape[0], *one.shape[1:])
+    shape = (view.frames * one.shape[0], *one.shape[1:])
     return World(**{**vars(world), "shape": shape})
 
 
@@ -215,13 +217,10 @@ def _picture(pixels: Numbers, view: View) -> Numbers:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.shape[0] > pixels.shape[-1]:
         pixels = np.moveaxis(pixels, -1, 0)
-    if "rows" in view:
-        pixels = pixels[:, slice(*view["rows"])]
-    if view.get("grey"):
+    if view.grey:
         pixels = np.rint(pixels.mean(0, keepdims=True))
-    side = view.get("side")
-    if side is not None and pixels.shape[1:] != (side, side):
+    if view.side is not None and pixels.shape[1:] != (view.side, view.side):
         shown = torch.from_numpy(pixels.astype(np.float32))[None]
-        scaled = F.interpolate(shown, (side, side), mode="bilinear", antialias=True)
+        scaled = F.interpolate(shown, (view.side,) * 2, mode="bilinear", antialias=True)
         pixels = scaled.round().clamp(0, 255)[0].numpy()
     return np.ascontiguousarray(pixels.astype(np.uint8))
