@@ -6,17 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attar.comparing import compare
     from attar.pipeline import run
     from attar.recipe import Recipe, read
     from attar.report import Report
 
-__all__ = ["Recipe", "Report", "__version__", "read", "run"]
+__all__ = ["Recipe", "Report", "__version__", "compare", "read", "run"]
 
 _MADE_IN = {
     "Recipe": "attar.recipe",
     "read": "attar.recipe",
     "Report": "attar.report",
     "run": "attar.pipeline",
+    "compare": "attar.comparing",
 }
 _ROOMS = ("compress", "distill", "export", "losses", "measure", "students", "tasks", "teach")
 

@@ -69,7 +69,7 @@ def trained(
     build: makes the untrained network, to put found weights into
     train: trains on the given engine, which keeps checkpoints in the folder
     """
-    with _held(folder, lambda: screen.say(f"{title}: another run is at it; waiting for it ...")):
+    with held(folder, lambda: screen.say(f"{title}: another run is at it; waiting for it ...")):
         if (known := found(folder, build)) is not None:
             screen.say(f"{title}: found, trained earlier ({known[1].seconds:.0f} s).")
             return *known, True
@@ -89,9 +89,10 @@ def trained(
 
 
 @contextmanager
-def _held(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Two runs that want the same training: the second waits, and finds it done.
+def held(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Two runs that want the same work done: the second waits, and finds it done.
 
+    folder: of this work; wait: is called before waiting
     The system lets go of the lock when its holder dies, however it dies.
     """
     try:

@@ -103,7 +103,8 @@ def bag_of_words(task: _Labelled, part: str) -> dict[str, Any]:
             f"bag_of_words can learn nothing from the labelled texts: {error}"
         ) from error
     seconds = time.perf_counter() - start
-    metrics = task.judge(floor.predict(task.texts_of(part)), part)
+    predicted = floor.predict(task.texts_of(part))
+    metrics = task.judge(predicted, part)
     learned = (linear.coef_, linear.intercept_, words.idf_)
     return {
         "runtime": f"scikit-learn {__version__}",
@@ -112,5 +113,6 @@ def bag_of_words(task: _Labelled, part: str) -> dict[str, Any]:
         "parameters": sum(int(each.size) for each in learned),
         "size_bytes": sum(int(each.nbytes) for each in learned),
         "seconds": seconds,
+        "predicted": predicted,
         "answer": partial(floor.predict, [sorted(texts, key=len)[len(texts) // 2]]),
     }

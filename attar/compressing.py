@@ -62,13 +62,10 @@ def in_short(given: dict[str, Any]) -> dict[str, Any]:
 
 def check_step(step: Piece, model: nn.Module) -> None:
     """Whether a step can do anything with what the steps before it leave of the model."""
-    if step.name.startswith("export.") and any(isinstance(m, InTraining) for m in model.modules()):
-        raise RecipeError(
-            f"{step.name} would write a model that is still trained for few bits; put "
-            "quantize.int8_static before it."
-        )
     if step.name.startswith("export."):
-        export.writing.check_libraries(step.name.removeprefix("export."))
+        form = step.name.removeprefix("export.")
+        export.writing.check_trained(model, form)
+        export.writing.check_libraries(form)
     if step.name == "export.executorch":
         export.executorch_file.check_kind(model)
     if step.name == "export.transformers":

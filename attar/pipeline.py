@@ -207,11 +207,13 @@ def follow_steps(
     """
     entries: list[Entry] = []
     begun: tuple[nn.Module, partial[Any]] | None = None
+    trainings: list[str] = []
     model, name, knows = student, "student", here.plan.student is None
     after = "teacher" if knows else ""
     for number, step in enumerate(here.plan.steps):
         if step.name.startswith("export."):
-            entries.append(_export(here, step, model, name, book, after))
+            file = _export(here, step, model, name, book, after)
+            entries.append(replace(file, trainings=tuple(trainings)))
             continue
         if step.name != "distill":
             here.screen.say(f"{step.name} ...")
@@ -227,9 +229,10 @@ def follow_steps(
             name = arm.name
             model = train_arm(here, arm, copy.deepcopy(model), step.function, teacher, taught, book)
             knows = True
+            trainings.append(name)
         later = [each.name for each in here.plan.steps[number + 1 :]]
         if knows and not (emulated(model) and any(each.startswith("export.") for each in later)):
-            entries.append(Entry(name, model, after=after))
+            entries.append(Entry(name, model, after=after, trainings=tuple(trainings)))
             after = name
     return entries, begun
 
@@ -369,7 +372,7 @@ def train_baselines(
     entries = []
     for arm in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
         model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
-        entries.append(Entry(arm.name, model))
+        entries.append(Entry(arm.name, model, trainings=(arm.name,)))
     return entries
 
 

@@ -342,16 +342,21 @@ def faults(
                 offered = nearest(option, [*options(function), *also])
                 yield option, f"{called} has no option {option!r}; {offered}"
             else:
-                limit = error["msg"] if "than" in error["type"] else ""
-                yield option, _fault(function, called, option, given, limit)
+                yield option, _fault(function, called, option, given, error)
 
 
-def _fault(function: Function, name: str, option: str, given: Mapping[str, Any], limit: str) -> str:
+def _fault(function: Function, name: str, option: str, given: Mapping[str, Any], error: Any) -> str:
     known = options(function)
     if option not in given:
         return f"{name} needs the option {option!r} ({known[option].type})"
-    got = short(given[option]) + (f" ({limit})" if limit else "")
-    return f"option {option!r} of {name} must be {known[option].type}, not {got}"
+    word, got = error["input"], short(given[option])
+    # Of a type with several members one alone is named here, and the words are not all there are.
+    alone = all(isinstance(place, int) for place in error["loc"][1:])
+    if error["type"] == "literal_error" and isinstance(word, str) and alone:
+        words = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"option {option!r} of {name} has no {word!r}; {nearest(word, words)}"
+    limit = f" ({error['msg']})" if "than" in error["type"] else ""
+    return f"option {option!r} of {name} must be {known[option].type}, not {got}{limit}"
 
 
 def _validated(function: Function, given: Mapping[str, Any]) -> BaseModel:

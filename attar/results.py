@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -13,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 from attar import measure
@@ -33,11 +36,15 @@ from attar.tasks import text
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
 
-PARTS = ("train", "labelled", "validation", "test")
+TEST, PREDICTIONS = "test", "predictions.safetensors"
+PARTS = ("train", "labelled", "validation", TEST)
 LIBRARIES = (
     *("attar", "torch", "transformers", "onnx", "onnxruntime", "openvino"),
     *("executorch", "scikit-learn", "numpy"),
 )
+
+Classes = np.ndarray[Any, Any]
+"""The class of each example, by its number."""
 
 NOTED = {
     ".onnx": onnx_file.noted,
@@ -68,6 +75,7 @@ class Entry:
     path: its file or folder, where it has one; source: the network a file was made from, whose
     parameters and MACs it has
     after: the name of the entry that a step made it from; empty where none did
+    trainings: the names of those of the student that it went through
     """
 
     name: str
@@ -75,6 +83,7 @@ class Entry:
     path: Path | None = None
     source: nn.Module | None = None
     after: str = ""
+    trainings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,8 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     wanted = {piece.name: piece.function for piece in here.plan.measure}
     floor = None
     if isinstance(here.task, text.classification) and "score" in wanted:
-        floor = bag_of_words(here.task, "test")
-    scores = _scores(here, entries) if "score" in wanted else {}
+        floor = bag_of_words(here.task, TEST)
+    scores, predicted = _scores(here, entries) if "score" in wanted else ({}, {})
     _sign(here, entries, scores)
     for entry in entries:
         entry.model.cpu()  # where the files answer: one processor for all
@@ -110,9 +119,9 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
         here.screen.say(
             f"Timing answers, in turns ({timing.threads} thread, batch {timing.batch}) ..."
         )
-        times = by_name(wanted["latency"](_answers(here, entries, floor, timing)))
+        times = by_name(wanted["latency"](answers(here, entries, floor, timing)))
     joules = _joules(here, entries, floor, wanted["energy"]) if "energy" in wanted else {}
-    bytes_of = _memory(here, entries) if "memory" in wanted else {}
+    bytes_of = memories(here, entries) if "memory" in wanted else {}
     rows = [
         row(
             entry.name,
@@ -133,6 +142,10 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     if floor is not None:
         rows.append(_floor_row(floor, times, joules, wanted))
         book.seconds["bag_of_words"] = floor["seconds"]
+        predicted["bag_of_words"] = floor["predicted"]
+    if predicted:
+        _keep(here, predicted)
+    book.plan["budget"] = {each.name: _budget(book, each) for each in entries if each.trainings}
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
     tokens = length(here.task.example(entries[0].model))
@@ -157,18 +170,51 @@ def _sign(
             note(entry.path, made | {k: said[k] for k in ("score", "examples") if k in said})
 
 
-def _scores(here: Setting, entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
-    found = {}
+def _budget(book: Book, entry: Entry) -> dict[str, Any]:
+    """Which trainings went into a student, the teacher's aside: their steps and seconds."""
+    points = [book.history[name] for name in entry.trainings]
+    return {
+        "steps": sum(int(each[-1]["step"]) for each in points if each),
+        "seconds": round(sum(book.seconds[name] for name in entry.trainings), 2),
+        "trainings": list(entry.trainings),
+    }
+
+
+def _keep(here: Setting, predicted: Mapping[str, Classes]) -> None:
+    """Write each row's answers to the test split beside the report, for paired comparisons."""
+    told = {"classes": json.dumps(list(here.task.classes)), "part": TEST}
+    told["test_hash"] = here.task.hash_of(TEST)
+    truth = here.task.truth(TEST)
+    answers = {**({} if truth is None else {"truth": truth}), **predicted}
+    here.out.mkdir(parents=True, exist_ok=True)
+    unfinished = here.out / f".{PREDICTIONS}.{os.getpid()}"
+    form = np.float64 if truth is None else np.int32
+    kept = {name: np.ascontiguousarray(each, dtype=form) for name, each in answers.items()}
+    save_file(kept, unfinished, told)
+    unfinished.replace(here.out / PREDICTIONS)
+
+
+def _scores(
+    here: Setting, entries: Sequence[Entry]
+) -> tuple[dict[str, dict[str, float]], dict[str, Classes]]:
+    """What each model scores on the test split, and the classes it answered."""
+    found: dict[str, dict[str, float]] = {}
+    predicted: dict[str, Classes] = {}
+
+    def judged(name: str, model: nn.Module) -> dict[str, float]:
+        predicted[name], found = here.task.judged(model, TEST)
+        return found
+
     with here.screen.bar("Scoring on the test split") as advance:
         for number, entry in enumerate(entries):
             advance(number, len(entries), entry.name)
-            found[entry.name] = measure.score(entry.model, partial(here.task.score, part="test"))
+            found[entry.name] = measure.score(entry.model, partial(judged, entry.name))
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.
                 held = measure.score(entry.model, partial(here.task.score, part="validation"))
                 found[entry.name]["validation"] = held["score"]
         advance(len(entries), len(entries), "")
-    return found
+    return found, predicted
 
 
 def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
@@ -176,7 +222,7 @@ def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
     return (scored["low"], scored["high"]) if {"low", "high"} <= set(scored) else None
 
 
-def _answers(
+def answers(
     here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, timing: Timing
 ) -> dict[tuple[str, int | None], Callable[[], object]]:
     """What makes one answer of each row that can be timed fairly, at each length."""
@@ -203,11 +249,11 @@ def _joules(
     if not zones(POWERCAP):
         here.screen.say("Energy is left out: this machine has no counter that may be read (RAPL).")
         return {}
-    answers = _answers(here, entries, floor, Timing.wanted(energy))
-    return {name: joules for (name, _), joules in energy(answers, POWERCAP).items()}
+    asked = answers(here, entries, floor, Timing.wanted(energy))
+    return {name: joules for (name, _), joules in energy(asked, POWERCAP).items()}
 
 
-def _memory(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
+def memories(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
     """Peak memory of fresh processes, one for each row that is on disk."""
     started = {}
     for entry in entries:
@@ -245,7 +291,11 @@ def _written(
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
     plan = {
-        "data": {part: here.task.size(part) for part in PARTS},
+        "data": {
+            **{part: here.task.size(part) for part in PARTS},
+            "hash": here.task.digest(),
+            "test_hash": here.task.hash_of(TEST),
+        },
         "classes": len(here.task.classes),
         "notes": list(here.task.notes),
         **book.plan,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attar import distill, teach
+from attar import arms, distill, teach
 from attar.baselines import Scheme, untaught
 from attar.casting import build_student, load
 from attar.engine import local
@@ -23,6 +23,8 @@ from attar.store import fingerprint
 from attar.tasks.classes import Classification
 from attar.teach.stored import opened
 from attar.types import Batch, Knowledge, Lesson
+
+ASKED = "Asking the teacher: another run is at it; waiting for it ..."
 
 
 def teaching(here: Setting, teacher: nn.Module | None, student: nn.Module, book: Book) -> Teaching:
@@ -233,8 +235,10 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
     facts, kept = facts_of(here, teacher, taught), how_kept(here)
     with (
         teach.open_store(folder, teacher, facts, **kept) as known,
+        arms.held(known.folder, partial(here.screen.say, ASKED)),
         here.screen.bar("Asking the teacher") as advance,
     ):
+        known.refresh()  # whoever held it before may have asked already
 
         def progress(rows: int) -> None:
             nonlocal done

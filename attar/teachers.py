@@ -170,13 +170,11 @@ def finetune(
     keep_head: the head that it has answers for these classes in their order; it is trained on
     """
     teacher = (load or task.load)(model, new_head=not keep_head)
-    return distill.train(
+    return _by_labels(
         teacher,
-        partial(_labels, task, engine),
-        [distill.term(task.loss)],
-        task.forward,
+        task,
         engine,
-        watch=watch,
+        watch,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -207,13 +205,11 @@ def train(
     optimizer: adamw, or sgd (with Nesterov momentum 0.9, and a rate a hundred times higher)
     weight_decay: of matrices
     """
-    return distill.train(
+    return _by_labels(
         fresh(network),
-        partial(_labels, task, engine),
-        [distill.term(task.loss)],
-        task.forward,
+        task,
         engine,
-        watch=watch,
+        watch,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -258,10 +254,17 @@ def reinforce(
     )
 
 
-def _labels(task: Classification, engine: local, size: int) -> tuple[Iterable[Lesson], int]:
-    """Endless lessons by the labels alone, and how many of them are an epoch."""
-    batches = task.batches("labelled", batch_size=size)
-    return teach.alone(engine.feed(batches)), len(batches)
+def _by_labels(
+    network: nn.Module, task: Classification, engine: local, watch: Watch | None, **options: Any
+) -> nn.Module:
+    """A network trained on the labels alone."""
+
+    def course(size: int) -> tuple[Iterable[Lesson], int]:
+        batches = task.batches("labelled", batch_size=size)
+        return teach.alone(engine.feed(batches)), len(batches)
+
+    losses = [distill.term(task.loss)]
+    return distill.train(network, course, losses, task.forward, engine, watch=watch, **options)
 
 
 def rates(

@@ -33,24 +33,40 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What was mixed into examples: the labels (rows,) of others, and their share (rows,)."""
+
+    labels: Tensor
+    share: Tensor
+
+    def at(self, rows: slice | list[int]) -> Mixture:
+        """That of some rows."""
+        return Mixture(self.labels[rows], self.share[rows])
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some examples, as the task hands them out, before any model's own preprocessing.
 
     inputs: what `forward` takes, one entry a row (for text a tuple of strings)
     labels: (rows,) int64; `IGNORE` where the label is not known
     keys: one content hash a row, the address of its knowledge in a store
+    mixed: what other examples were mixed in, of which there is never more than of the row's own
     """
 
     inputs: Any
     labels: Tensor
     keys: tuple[str, ...]
+    mixed: Mixture | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the rows, as a batch."""
-        return Batch(self.inputs[start:stop], self.labels[start:stop], self.keys[start:stop])
+        at = slice(start, stop)
+        mixed = self.mixed and self.mixed.at(at)
+        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed)
 
     def some(self, positions: Sequence[int]) -> Batch:
         """Chosen rows, in the order given, as a batch."""
@@ -60,7 +76,8 @@ class Batch:
             if isinstance(self.inputs, Tensor)
             else tuple(self.inputs[n] for n in chosen)
         )
-        return Batch(inputs, self.labels[chosen], tuple(self.keys[n] for n in chosen))
+        mixed = self.mixed and self.mixed.at(chosen)
+        return Batch(inputs, self.labels[chosen], tuple(self.keys[n] for n in chosen), mixed)
 
 
 @dataclass(frozen=True)

@@ -261,13 +261,16 @@ def test_a_compressor_that_can_t_do_it_says_so_before_anything_is_trained(
     ("steps", "sentence"),
     [
         (["quantize.int8_dynamic", *SAID["steps"]], "can't train integers"),
-        (["quantize.qat", *SAID["steps"], "export.onnx"], "quantize.int8_static before it"),
+        (
+            ["quantize.qat", *SAID["steps"], "export.onnx"],
+            "quantize.int8_static before",
+        ),
     ],
 )
 def test_an_order_that_leads_nowhere_is_refused_before_anything_is_trained(
     said: dict[str, Any], steps: list[Any], sentence: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(AttarError, match=sentence):
         run(read(said | LAYERS | {"steps": [*SAID["steps"], *steps]}), tmp_path / "out")
     assert not (tmp_path / "out" / "arms").exists()
 

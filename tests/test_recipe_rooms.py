@@ -237,7 +237,7 @@ WRONG = [
     ("steps:\n  - distill: {betas: [1]}",
      "x.yaml:3: option 'betas' of distill must be tuple[float, float], not [1]"),
     ("steps:\n  - quantize.int8: {kind: dynamical}",
-     "x.yaml:3: option 'kind' of quantize.int8 must be 'static' or 'dynamic', not 'dynamical'"),
+     "x.yaml:3: option 'kind' of quantize.int8 has no 'dynamical'; did you mean 'dynamic'?"),
     ("measure: [scores]",
      "x.yaml:2: 'scores' is not in paper_rooms.measure; did you mean 'score'?"),
     ("baselines: [label_only]",

@@ -23,13 +23,14 @@ from transformers import (
 )
 from zoo import MODELS, Convolved, Mlp, answer, calibration, example, given, losses
 
-from attar import measure, students
+from attar import export, measure, students
 from attar.compress import prune
 from attar.compress.prune import graph
+from attar.compress.prune.blocks import attentions
 from attar.compress.prune.importance import columns
 from attar.compress.prune.layers import influences
 from attar.depth import blocks
-from attar.errors import ModelError
+from attar.errors import ExportError, ModelError
 from attar.resolve import ask, bind
 from attar.shapes import fit_
 from attar.tasks.text import classification
@@ -208,6 +209,42 @@ def test_a_pruned_transformer_loads_again_without_attar(name: str, tmp_path: Pat
     assert torch.equal(answer(loaded), answer(small))
 
 
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_fewer_heads_alone_answer_as_if_the_others_said_nothing(name: str) -> None:
+    """The reference: the whole network, in which what the lost heads say is multiplied by 0."""
+    model: Any = MODELS[name]().eval()
+    small = structured(model, ratio={"heads": 0.5}, importance="magnitude")
+    before, after = attentions(model), attentions(small)
+    assert [each.heads for each in after] == [2] * len(after)
+    for was, now in zip(before, after, strict=True):
+        output, left = (m.get_submodule(b.output).weight for m, b in ((model, was), (small, now)))
+        stays = [n for n in range(output.shape[1]) if (output[:, [n]] == left).all(0).any()]
+        assert len(stays) == left.shape[1] == output.shape[1] // 2
+        with torch.no_grad():
+            output[:, [n for n in range(output.shape[1]) if n not in stays]] = 0
+    torch.testing.assert_close(answer(small), answer(model))
+    twice = structured(small, ratio={"heads": 0.5}, importance="magnitude")
+    assert [each.heads for each in attentions(twice)] == [1] * len(after)
+    assert small.config.to_dict() == model.config.to_dict()
+
+
+def test_fewer_heads_than_a_configuration_can_say_are_saved_and_read_back(
+    bank: Path, base: Path, tmp_path: Path
+) -> None:
+    task = classification(dataset=str(bank), max_length=16)
+    model = task.load(str(base), new_head=True).eval()
+    small = structured(model, ratio={"heads": 0.5, "ffn": 0.5}, importance="magnitude")
+    with pytest.raises(ExportError, match=r"would not load it; .* export.safetensors"):
+        export.transformers(small, tmp_path / "theirs")
+    loaded = students.load(export.safetensors(small, tmp_path / "ours", students.save))
+    inputs = task.example(small)
+    assert torch.equal(answer(loaded, inputs), answer(small, inputs))
+    assert measure.parameters(loaded) == measure.parameters(small) < measure.parameters(model)
+    assert task.score(task.load(loaded)) == task.score(small)
+    with pytest.raises(ModelError, match="save_pretrained"):
+        students.save(model, tmp_path / "whole")
+
+
 def test_a_distilbert_calls_its_parts_otherwise_and_is_cut_too() -> None:
     config = DistilBertConfig(vocab_size=50, dim=16, n_heads=4, hidden_dim=32, n_layers=2)
     small = structured(DistilBertForSequenceClassification(config), ratio=0.5)
@@ -296,7 +333,6 @@ def test_a_layer_that_cannot_be_fitted_is_named_with_the_shape() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("bert", {"ratio": {"heads": 0.5}}, "can't have fewer heads alone"),
         ("bert", {"ratio": {"channels": 0.5}}, "has no channels to prune; take ffn"),
         ("bert", {"ratio": 0.5, "exclude": ["bert"]}, "All layers of .* have one width"),
         ("bert", {"ratio": 0.5, "scope": "global"}, "All layers of .* have one width"),

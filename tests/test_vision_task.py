@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +32,9 @@ from transformers import (
 from attar import export, students, teach
 from attar.errors import AttarError, DataError, MissingExtra, ModelError
 from attar.tasks.text import classification as of_texts
-from attar.tasks.vision import classification, decoding, networks, reading
+from attar.tasks.vision import augmenting, classification, decoding, networks, reading
 from attar.tasks.vision.augmenting import viewed
-from attar.types import IGNORE, Batch, Knowledge
+from attar.types import IGNORE, Batch, Knowledge, Mixture
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
 SEEN = np.rint(PIXELS.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
@@ -241,8 +242,9 @@ def test_pixels_may_be_bytes_sixteen_bits_decimals_or_channels_first(tmp_path: P
         png(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000),
         png(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, format="TIFF"),
         (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, "array"),
+        ((np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).astype(">u2"), "array"),
     ],
-    ids=["png", "tiff", "array"],
+    ids=["png", "tiff", "array", "array, high bytes first"],
 )
 def test_sixteen_bits_become_eight_as_worked_out(content: Any) -> None:
     raw = content[0] if isinstance(content, tuple) else content
@@ -388,6 +390,20 @@ def test_a_long_list_of_bad_pictures_is_cut_short(tmp_path: Path) -> None:
     assert note.endswith("; and 12 more.")
 
 
+def test_a_class_of_which_no_good_picture_is_left_is_noted(tmp_path: Path) -> None:
+    folder = by_class(tmp_path / "d", *few())
+    (folder / "nine").mkdir()
+    (folder / "nine" / "bad.png").write_bytes(b"")
+    notes = classification(dataset=str(folder), skip_bad=True).notes
+    assert notes[1] == f"Every picture of nine in {folder} was bad."
+
+
+def test_a_class_named_twice_is_refused(tmp_path: Path) -> None:
+    seen, labels = few()
+    path = as_npz(tmp_path / "d.npz", images=seen, labels=labels, names=["one", "two", "one"])
+    assert "names a class twice: one, two, one" in said(lambda: classification(dataset=str(path)))
+
+
 def refused(folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
     seen, labels = few()
     npz = folder / "d.npz"
@@ -502,7 +518,7 @@ def by_key(batches: Sequence[Batch]) -> dict[str, Tensor]:
     return {k: v for batch in batches for k, v in zip(batch.keys, batch.inputs, strict=True)}
 
 
-KINDS_OF_VIEW = ("flip", "shift", "crop", "cutout")
+KINDS_OF_VIEW = ("flip", "shift", "crop", "cutout", "mixup", "cutmix")
 
 
 @pytest.mark.parametrize("kinds", [[kind] for kind in KINDS_OF_VIEW] + [list(KINDS_OF_VIEW)])
@@ -538,7 +554,7 @@ def test_what_can_be_asked_beforehand_is_all_or_nothing(tmp_path: Path) -> None:
     assert list(digits(tmp_path, augment=["flip"]).foreseen()) == []
 
 
-@pytest.mark.parametrize("augment", [[], ["flip", "shift"]])
+@pytest.mark.parametrize("augment", [[], ["flip", "shift"], ["mixup", "cutmix"]])
 @pytest.mark.parametrize("number", [None, 2])
 def test_a_teacher_at_work_and_one_on_disk_say_the_same_of_every_view(
     augment: list[Any], number: int | None, tmp_path: Path
@@ -574,6 +590,45 @@ def test_labels_stay_with_their_pictures_and_measuring_sees_them_as_they_are(
         assert not torch.equal(batch.inputs, seen.inputs)
     for part in ("validation", "test"):
         assert by_key(list(task.sweep(part))).keys() == by_key(list(plain.sweep(part))).keys()
+
+
+@pytest.mark.parametrize("kinds", [["mixup"], ["cutmix"], ["mixup", "cutmix"]])
+def test_what_is_mixed_in_is_seen_by_its_share_and_never_more_than_half(kinds: list[str]) -> None:
+    """Black pictures with white ones mixed in: how bright they are is the share."""
+    black = viewed(marked(), kinds, "view 0")
+    black, white = (replace(black, inputs=torch.full_like(black.inputs, v)) for v in (0, 255))
+    white = replace(white, labels=torch.ones(400).long())
+    found = augmenting.mixed(black, white, kinds)
+    assert found.mixed is not None
+    bright = found.inputs.double().mean((1, 2, 3)) / 255
+    torch.testing.assert_close(bright, found.mixed.share.double(), atol=2e-3, rtol=0)
+    assert torch.equal(found.labels, black.labels)
+    assert torch.equal(found.mixed.labels, white.labels)
+    assert 0 <= float(found.mixed.share.min()) < float(found.mixed.share.max()) <= 0.5 + 1 / 16
+    boxed = (found.inputs.flatten(1) % 255 == 0).all(1)
+    lost = float((boxed & (found.mixed.share > 0.01)).double().mean())
+    assert abs(lost - {"mixup": 0, "cutmix": 0.95}.get("+".join(kinds), 0.5)) < 0.08
+
+
+def test_partners_come_from_all_that_may_be_shown_alike_often() -> None:
+    found = np.bincount(augmenting.partners(marked(4000), range(10, 20)))
+    assert found[:10].sum() == 0
+    assert abs(found[10:] - 400).max() < 5 * np.sqrt(400)  # five standard deviations
+
+
+def test_both_labels_of_a_mixture_count_by_their_shares(tmp_path: Path) -> None:
+    """The reference: cross-entropy with shares as targets, in NumPy; what nobody knows is left."""
+    task, logits = digits(tmp_path), torch.randn(4, 3, dtype=torch.float64)
+    own, other = torch.tensor([0, 1, -100, 2]), torch.tensor([2, 1, 0, -100])
+    share = torch.tensor([0.25, 0.5, 0.4, 0.1])
+    batch = Batch(torch.zeros(4, 3, 8, 8), own, tuple("abcd"), Mixture(other, share))
+    logs = logits.numpy() - np.log(np.exp(logits.numpy()).sum(1, keepdims=True))
+    counts = [(0, 0, 0.75), (0, 2, 0.25), (1, 1, 1.0), (2, 0, 0.4), (3, 2, 0.9)]
+    truth = sum(-part * logs[row, label] for row, label, part in counts) / 3.3
+    assert float(task.loss(Knowledge(logits), batch)) == pytest.approx(truth, rel=1e-6)
+    halves = [task.loss(Knowledge(logits[a:b]), batch.rows(a, b)) for a, b in ((0, 1), (1, 4))]
+    assert float(halves[0] * 1.0 + halves[1] * 2.3) == pytest.approx(truth * 3.3, rel=1e-6)
+    assert batch.some([3, 0]).mixed.share.tolist() == share[[3, 0]].tolist()
 
 
 def marked(count: int = 400, side: int = 16) -> Batch:

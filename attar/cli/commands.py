@@ -87,6 +87,39 @@ def run(
 
 
 @app.command()
+def compare(
+    context: typer.Context,
+    comparison: Annotated[
+        Path, typer.Argument(metavar="COMPARISON", help="Arms, seeds and sizes, a YAML file.")
+    ],
+    *,
+    out: Out = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Runs at a time.", show_default="as cores allow"),
+    ] = None,
+    settings: Settings = None,
+    trust: Trust = False,
+) -> None:
+    """Run many arms with many seeds, and weigh them in pairs."""
+    from attar import comparing
+    from attar.cli.tables import show_artifacts, show_report
+
+    report = comparing.compare(
+        comparison,
+        out,
+        jobs=jobs,
+        overrides=settings or [],
+        trust=trust,
+        screen=screen(),
+        command=context.obj,
+    )
+    print()
+    show_report(report)
+    show_artifacts(out or Path("runs") / report.recipe["name"], report)
+
+
+@app.command()
 def check(
     recipe: RecipeFile,
     *,
@@ -223,13 +256,18 @@ def schema(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it here.", show_default="stdout")
     ] = None,
+    *,
+    comparison: Annotated[
+        bool, typer.Option("--comparison", help="That of comparisons instead.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
     import json
 
-    from attar.recipe import json_schema
+    from attar.recipe import comparison_schema, json_schema
 
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    found = comparison_schema() if comparison else json_schema()
+    text = json.dumps(found, indent=2, ensure_ascii=False)
     if output is None:
         print(text)
     else:

@@ -27,7 +27,7 @@ EXIT_CODES = (
     f"attar, {INTERRUPTED} interrupted."
 )
 
-RESUMED = ("run", "teach")
+RESUMED = ("run", "teach", "compare")
 """Commands that go on from their last checkpoint."""
 
 _OF_THE_MACHINE = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from attar.screen import Advance, Screen
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn, Task
+    from rich.progress import Progress, ProgressColumn, Task
 
 WIDEST_BAR = 40
 TITLE = 25
@@ -75,7 +75,8 @@ class Lines:
 
         def advance(done: int, total: int, word: str) -> None:
             # A unit follows its number ("9 of 9 texts"); more than one word is a remark.
-            last[:] = [f"{done} of {total}{',' * (' ' in word)} {word}".rstrip()]
+            counted = f"{done} of {total}{',' * (' ' in word)} " if total else ""
+            last[:] = [f"{counted}{word}".rstrip()]
 
         self.say(f"{title} ...")
         yield advance
@@ -89,6 +90,7 @@ class Bars:
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
 
     def say(self, sentence: str) -> None:
         """A sentence, wrapped between words."""
@@ -98,22 +100,44 @@ class Bars:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Advance]:
-        """A bar that stays, full, when the work is done."""
-        from rich.progress import Progress
-
-        columns = _columns(self._console.width)
-        with Progress(*columns, console=self._console, refresh_per_second=4) as progress:
+        """A bar that stays, full, when the work is done; inside of another, as a sentence."""
+        inside = self._progress is not None
+        last = [""]
+        with self._shown() as progress:
             started = progress.get_time()
             bar = progress.add_task(clean(title), total=None, word="")
 
             def advance(done: int, total: int, word: str) -> None:
-                if progress.tasks[0].total is None:
+                task = next(each for each in progress.tasks if each.id == bar)
+                last[:] = [word]
+                if total and task.total is None:
                     # What an earlier run did already must not count into the rate.
                     progress.reset(bar, total=total, completed=done)
-                    progress.tasks[0].start_time = started
-                progress.update(bar, completed=done, total=total, word=clean(word))
+                    task.start_time = started
+                progress.update(bar, completed=done, total=total or None, word=clean(word))
 
-            yield advance
+            try:
+                yield advance
+            finally:
+                if inside:
+                    progress.remove_task(bar)
+                    self.say(f"{title}: {last[0]}, {_time(progress.get_time() - started)}.")
+
+    @contextmanager
+    def _shown(self) -> Iterator[Progress]:
+        """What draws the bars: one for all that are there at a time."""
+        if self._progress is not None:
+            yield self._progress
+            return
+        from rich.progress import Progress
+
+        columns = _columns(self._console.width)
+        with Progress(*columns, console=self._console, refresh_per_second=4) as progress:
+            self._progress = progress
+            try:
+                yield progress
+            finally:
+                self._progress = None
 
 
 def _columns(width: int) -> list[ProgressColumn]:

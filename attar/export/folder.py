@@ -75,8 +75,9 @@ def check_class(model: nn.Module) -> None:
     other = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if other != {name: tuple(weight.shape) for name, weight in known.items()}:
         raise ExportError(
-            f"{kind.__name__} has other layers than its class knows (factorize and smooth make "
-            "such), so no folder of it would load; use export.onnx."
+            f"{kind.__name__} has other layers than its class builds (factorize, smooth and fewer "
+            "heads make such), so `transformers` would not load it; use export.onnx, or for fewer "
+            "heads export.safetensors."
         )
 
 

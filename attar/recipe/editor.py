@@ -65,6 +65,34 @@ def json_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
     }
 
 
+def comparison_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
+    """A JSON Schema (draft 2020-12) of comparisons over these rooms."""
+    recipe = json_schema(rooms)
+    keys = recipe["properties"]
+    changes = {
+        "type": ["object", "null"],
+        "properties": keys,
+        "patternProperties": {rf"^({'|'.join(keys)})\..+": {}},
+        "additionalProperties": False,
+    }
+    word = {"type": "string"}
+    sizes = {"type": "object", "additionalProperties": changes}
+    own = {"recipe": word, "of": word, "row": word, "at": sizes}
+    arm = changes | {"properties": keys | own}
+    seed = {"type": "integer", "minimum": 0}
+    stem = {key: recipe[key] for key in ("type", "properties", "additionalProperties")}
+    said = {
+        "name": keys["name"],
+        "seeds": {"type": "array", "items": seed, "minItems": 1, "uniqueItems": True},
+        "recipe": {"oneOf": [word, stem]},
+        "arms": {"type": "object", "additionalProperties": arm, "minProperties": 1},
+        "sweep": sizes,
+        "control": word,
+        "against": {"type": "array", "items": word},
+    }
+    return recipe | {"title": "attar comparison", "properties": said, "required": ["arms"]}
+
+
 def _moving(option: dict[str, Any]) -> dict[str, Any]:
     """An option of a loss that is a number, or follows a schedule."""
     if option.get("type") != "number":

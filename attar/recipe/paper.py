@@ -64,7 +64,8 @@ def _not_empty(steps: tuple[Choice, ...]) -> tuple[Choice, ...]:
     return steps
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name of a run, which is also that of a folder; `ValueError` where it can be none."""
     # It becomes a folder below `runs`, and must not lead out of there.
     if not re.fullmatch(r"\w[\w .+-]*", name):
         raise ValueError(f"the name of a run is letters, digits, '.', '-' and '_', not {name!r}")
@@ -104,7 +105,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, AfterValidator(_plain_name)] | None = None
+    name: Annotated[str, AfterValidator(plain_name)] | None = None
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     task: Written
     teacher: Written | None = None

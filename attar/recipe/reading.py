@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -22,70 +22,90 @@ def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     Errors: `RecipeError` with the line for what is not YAML, not a key, or not of the right type;
         the names and options of choices are left to `check`.
     """
-    data, places = _opened(source)
+    data, places = opened(source)
     for setting in overrides:
-        data, places = _overridden(data, places, setting)
+        data, places = overridden(data, places, setting)
+    return validated(data, places)
+
+
+def validated(data: Mapping[str, Any], places: Places) -> Recipe:
+    """The recipe that these words are. Errors: `RecipeError` with the place of the first fault."""
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as refused:
-        raise RecipeError(_fault(refused, places)) from None
+        raise RecipeError(fault(refused, places, "recipe", Recipe.model_fields)) from None
     recipe._places = places
     return recipe
 
 
-def _opened(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Places]:
+def opened(
+    source: str | Path | Mapping[str, Any], noun: str = "recipe", needs: str = "task and steps"
+) -> tuple[dict[str, Any], Places]:
+    """The words of a file, a YAML text or a mapping, unjudged, and where each of them stands."""
     if isinstance(source, Mapping):
         return dict(source), Places()
     is_text = isinstance(source, str) and "\n" in source
     try:
         text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{source}: the recipe can't be read: {error}") from None
-    origin = "recipe" if is_text else str(source)
+        raise RecipeError(f"{source}: the {noun} can't be read: {error}") from None
+    origin = noun if is_text else str(source)
     data, lines = parsed(text, origin)
     if not isinstance(data, dict):
-        raise RecipeError(
-            f"{origin}: a recipe is made of lines `key: value`, at least task and steps"
-        )
+        raise RecipeError(f"{origin}: a {noun} is made of lines `key: value`, at least {needs}")
     return data, Places(origin, {trail: f"{origin}:{line}" for trail, line in lines})
 
 
-def _fault(refused: ValidationError, places: Places) -> str:
+def fault(refused: ValidationError, places: Places, noun: str, fields: Iterable[str]) -> str:
+    """The first thing that is wrong, in a sentence with its place."""
     # A misspelt key is a missing key too: say first that it is misspelt.
     errors = sorted(refused.errors(), key=lambda error: error["type"] != "extra_forbidden")
     trail, kind, got = errors[0]["loc"], errors[0]["type"], errors[0]["input"]
     place, key = places.of(trail), trail[0]
     if kind == "extra_forbidden":
-        return (
-            f"{place}: unknown key {key!r} in the recipe; {nearest(str(key), Recipe.model_fields)}"
-        )
+        return f"{place}: unknown key {key!r} in the {noun}; {nearest(str(key), fields)}"
     if kind == "missing":
-        return f"{place}: the recipe needs the key {key!r}"
+        return f"{place}: the {noun} needs the key {key!r}"
     if kind == "value_error":
         return f"{place}: {errors[0]['ctx']['error']}"
     wanted = errors[0]["msg"].removeprefix("Input ").replace("tuple", "list")
     return f"{place}: {key!r} {wanted}, not {short(got)}"
 
 
-def _overridden(
-    data: dict[str, Any], places: Places, setting: str
-) -> tuple[dict[str, Any], Places]:
+def overridden(data: dict[str, Any], places: Places, setting: str) -> tuple[dict[str, Any], Places]:
+    """The words of a recipe with one setting, `path=value`, in place of what stood there."""
     route, equals, text = setting.partition("=")
     said = f"--set {setting}"
-    key, *_ = parts = route.split(".")
-    fields = Recipe.model_fields
     if not equals:
         raise RecipeError(f"{said}: write path=value, as in losses.0.weight=0.5")
+    return changed(data, places, route, parsed(text, said)[0], said)
+
+
+def changed(
+    data: dict[str, Any],
+    places: Places,
+    route: str,
+    value: Any,
+    said: str,
+    inside: Mapping[Trail, str] | None = None,
+) -> tuple[dict[str, Any], Places]:
+    """The words of a recipe with one value in them changed.
+
+    route: keys and indexes with dots between; the name of a choice may be left out
+    said: the place of the change, in words; inside: the places of what the value holds
+    """
+    key, *_ = parts = route.split(".")
+    fields = Recipe.model_fields
     if key not in fields:
         raise RecipeError(f"{said}: unknown key {key!r} in the recipe; {nearest(key, fields)}")
     default = None if fields[key].is_required() else plain(fields[key].default)
-    value, _ = parsed(text, said)
     try:
-        changed, trail = _put({key: default, **data}, parts, value)
+        tree, trail = _put({key: default, **data}, parts, value)
     except RecipeError as error:
         raise RecipeError(f"{said}: {error}") from None
     known = {old: at for old, at in places.known.items() if old[: len(trail)] != trail}
-    return changed, Places(places.source, {**known, trail: said})
+    known |= {(*trail, *rest): at for rest, at in (inside or {}).items()}
+    return tree, Places(places.source, {**known, trail: said})
 
 
 def _put(tree: Any, parts: list[str], value: Any, trail: Trail = ()) -> tuple[Any, Trail]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attar.depth import blocks, with_layers
@@ -16,8 +18,9 @@ from attar.students.convolutional import Cnn
 from attar.students.dense import Convnet, Mlp
 from attar.students.joined import Joined, join
 from attar.students.mobile import Mobile
+from attar.students.pictures import PARTS
 from attar.students.recurrent import Lstm
-from attar.students.residual import PARTS, Residual
+from attar.students.residual import Residual
 from attar.students.wide import Wide
 
 PAPER = "attar.json"
@@ -35,6 +38,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     """Write one of attar's own students: `model.safetensors`, `attar.json`, and its tokenizer.
 
     A network for pictures has no tokenizer; how its pictures are normalized stands in `attar.json`.
+    A text classifier of transformers is saved too where its heads were pruned: the shapes of its
+    weights say what its configuration can't.
     Raises ModelError for another model (those of transformers have `save_pretrained`).
     """
     from safetensors.torch import save_file
@@ -63,7 +68,7 @@ def load(folder: str | Path) -> nn.Module:
         return _resnet(source, _weights(source)).eval()
     try:
         paper = json.loads((source / PAPER).read_text(encoding="utf-8"))
-        next(name for name in ("joined", *TEXTS, *PICTURES, *STATES) if name in paper)
+        next(n for n in ("joined", "transformers", *TEXTS, *PICTURES, *STATES) if n in paper)
     except (FileNotFoundError, json.JSONDecodeError, StopIteration):
         raise ModelError(f"{source} holds no {PAPER} of a student that attar saved") from None
     weights = _weights(source / WEIGHTS)
@@ -127,6 +132,9 @@ def paper_of(model: nn.Module) -> dict[str, Any]:
         return model.recipe | ({} if carried is None else {"normalization": carried})
     if isinstance(model, Lstm | Cnn | Mlp | Convnet):
         return model.recipe
+    if _narrowed(model):
+        narrowed: Any = model
+        return {"transformers": json.loads(narrowed.config.to_json_string(False))}
     if not isinstance(model, Joined):
         raise ModelError(
             f"{type(model).__name__} is no lstm or cnn, nor one of attar's networks for pictures "
@@ -144,6 +152,18 @@ def paper_of(model: nn.Module) -> dict[str, Any]:
             f"{type(model.body).__name__} inside of a joined student can't be written to a folder: "
             "use export.onnx"
         ) from None
+
+
+def _narrowed(model: nn.Module) -> bool:
+    """Whether a text classifier of transformers has its class's layers, but in other shapes."""
+    if not {"config", "tokenizer"} <= set(vars(model)):
+        return False
+    kind: Any = type(model)
+    with torch.device("meta"):
+        known = kind(deepcopy(vars(model)["config"])).state_dict()
+    own = model.state_dict()
+    shapes = [{name: tuple(each.shape) for name, each in all_.items()} for all_ in (own, known)]
+    return own.keys() == known.keys() and shapes[0] != shapes[1]
 
 
 def _built(paper: dict[str, Any], tokenizer: Any) -> nn.Module:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+PARTS = 6
+"""Layers that one block more in each of the three stages of a residual network adds."""
+
 
 def started_(model: nn.Module) -> None:
     """Weights drawn so that signals keep their strength through rectified layers.

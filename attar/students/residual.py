@@ -10,11 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import ModelError
-from attar.students.pictures import started_
+from attar.students.pictures import PARTS, started_
 from attar.types import Count
-
-PARTS = 6
-"""Layers that one block more in each of the three stages adds."""
 
 Shortcut = Literal["zeros", "convolution"]
 

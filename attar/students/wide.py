@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import ModelError
-from attar.students.pictures import started_
+from attar.students.pictures import PARTS, started_
 from attar.types import Count, Decay
 
-PARTS = 6
-"""Layers that one block more in each of the three stages adds."""
 STEM = 16
 
 

@@ -172,23 +172,56 @@ class Classification(ABC):
         return Knowledge(answers.float(), heard(mask), mask)
 
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy with the true labels, over the rows whose label is known."""
-        labels = batch.labels.to(knowledge.logits.device)
-        if bool((labels == IGNORE).all()):
-            return knowledge.logits.sum() * 0.0
-        return F.cross_entropy(
-            knowledge.logits, labels, ignore_index=IGNORE, label_smoothing=label_smoothing
-        )
+        """Cross-entropy with the true labels, over the rows whose label is known.
+
+        Of mixed examples each label counts by its share (Zhang et al., mixup, ICLR 2018).
+        """
+        logits = knowledge.logits
+        share = torch.zeros(len(batch)) if batch.mixed is None else batch.mixed.share
+        said = [(batch.labels, 1 - share)]
+        said += [] if batch.mixed is None else [(batch.mixed.labels, share)]
+        loss, whole = logits.sum() * 0.0, 0.0
+        for labels, part in said:
+            counts = part * (labels != IGNORE)
+            each = F.cross_entropy(
+                logits,
+                labels.to(logits.device),
+                ignore_index=IGNORE,
+                label_smoothing=label_smoothing,
+                reduction="none",
+            )
+            loss, whole = loss + (each * counts.to(each)).sum(), whole + float(counts.sum())
+        return loss / whole if whole else loss
 
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """Accuracy and macro-F1 on a part whose labels are all known."""
-        return self.judge(self.answers(model, part).argmax(1).numpy(), part)
+        return self.judge(self.predicted(model, part), part)
+
+    def judged(self, model: nn.Module, part: str) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
+        """What a model makes of each example of a part, in order, and how good that is."""
+        predicted = self.predicted(model, part)
+        return predicted, self.judge(predicted, part)
+
+    def predicted(self, model: nn.Module, part: str) -> np.ndarray[Any, Any]:
+        """The class a model takes each example for, in the order of `rows[part]`."""
+        classes: np.ndarray[Any, Any] = self.answers(model, part).argmax(1).numpy()
+        return classes
+
+    def truth(self, part: str) -> np.ndarray[Any, Any] | None:
+        """The true class of each example, in the order of `rows[part]`.
+
+        None where `judged` gives what each was worth, and there is nothing to be right about.
+        Raises DataError where one is not known.
+        """
+        truth: np.ndarray[Any, Any] = self._labels[list(self._part(part))].numpy()
+        if (truth == IGNORE).any():
+            raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
+        return truth
 
     def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
         """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self._labels[list(self._part(part))].numpy()
-        if (truth == IGNORE).any():
-            raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
+        truth = self.truth(part)
+        assert truth is not None  # classes are right or wrong
         accuracy = float((predicted == truth).mean())
         return {
             "score": accuracy,
@@ -226,6 +259,11 @@ class Classification(ABC):
             for row in self.rows[part]:
                 state.update(f"{part} {self._keys[row]} {int(self._shown[row])}\n".encode())
         return state.hexdigest()[:16]
+
+    def hash_of(self, part: str) -> str:
+        """A hash of a part: its examples in their order, with their true labels."""
+        lines = (f"{self._keys[row]} {int(self._labels[row])}\n" for row in self._part(part))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
     def _shuffled(self, part: str, batch_size: int = 32) -> Iterator[Batch]:
         order = np.random.default_rng(self._seed).permutation(self._part(part)).tolist()

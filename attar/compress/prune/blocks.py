@@ -17,6 +17,9 @@ ATTENTION = (
 )
 """Inside of a module: the paths of its query, key and value, and of what joins the heads again."""
 
+SIZE = ("attention_head_size", "head_dim")
+"""What an attention calls the rows of one head."""
+
 FEED_FORWARD = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("intermediate.dense",), "output.dense"),
@@ -55,13 +58,13 @@ def attentions(model: nn.Module) -> list[Attention]:
     config: Any = vars(model).get("config")
     if config is None:
         return []
-    heads: int = config.num_attention_heads
-    groups: int = config.to_dict().get("num_key_value_heads") or heads
     found = []
     for (query, key, value), output in _found(model, ATTENTION):
-        rows = model.get_submodule(query).out_features
-        assert isinstance(rows, int)
-        found.append(Attention(query, key, value, output, heads, groups, rows // heads))
+        whole = model.get_submodule(query.rpartition(".")[0])
+        rows, shared = (int(model.get_submodule(path).out_features) for path in (query, key))  # type: ignore[arg-type]
+        sizes = (vars(whole).get(name) for name in SIZE)
+        size = next(filter(None, sizes), rows // config.num_attention_heads)
+        found.append(Attention(query, key, value, output, rows // size, shared // size, size))
     return found
 
 

@@ -36,9 +36,10 @@ def structured(
     graph by Torch-Pruning (Fang et al. 2023), its last layer left whole.
 
     ratio: share that goes, 0 to below 1. By part (`{ffn: 0.5, hidden: 0.25}`): `ffn`, the width of
-        the feed-forward layers; `heads`; `hidden`, the width of all that passes between layers
-        (with heads, where their size hangs on it); `channels` of other networks. One number is
-        for `ffn` or `channels`.
+        the feed-forward layers; `heads`, which alone no configuration of BERT or ViT can say (a
+        text student is kept by `export.safetensors` then); `hidden`, the width of all that passes
+        between layers (with heads, where their size hangs on it); `channels` of other networks.
+        One number is for `ffn` or `channels`.
     importance: `magnitude` of the weights that read a unit; `activation`, times what it carries;
         `taylor`, what the loss would change without it (wants labels); `scale`, that of the batch
         norm behind a channel (other networks only)

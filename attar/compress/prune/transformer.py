@@ -4,6 +4,9 @@ A class of `transformers` has one width for all its layers, and builds itself fr
 configuration. So every layer is cut alike, a new configuration says how, a fresh model is built of
 it, and the weights that stay are copied into it: `save_pretrained` and `from_pretrained` know the
 outcome, and no layer can be forgotten, since its shape would not fit.
+
+One cut no configuration can say: fewer heads at the same hidden width, where their size is the one
+by the other. Then the shapes of the weights are the record, which `attar.students` reads again.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from attar.compress.prune.blocks import Attention, FeedForward, attentions, feed
 from attar.compress.prune.importance import Importance, columns
 from attar.depth import marked, taking_after_
 from attar.errors import ModelError
+from attar.shapes import fit_
 from attar.types import Calibration, Losses
 
 WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "encoder_ffn_dim")
@@ -56,6 +60,7 @@ def cut(
 
     sizes: dict[str, int] = {}
     kept: Kept = {}
+    unsaid: Kept = {}
     if "ffn" in ratios:
         for each in blocks.feed:
             stay = _best(worth([each.narrow])[each.narrow], ratios["ffn"], round_to)
@@ -65,8 +70,11 @@ def cut(
     if heads is not None:
         for block in blocks.attend:
             stay = _groups(worth([block.output])[block.output], block, heads)
-            kept |= _heads_kept(block, stay)
-            sizes |= blocks.heads(block, len(stay))
+            if "hidden" in ratios or not blocks.tied:
+                kept |= _heads_kept(block, stay)
+                sizes |= blocks.heads(block, len(stay))
+            else:
+                unsaid |= _heads_kept(block, stay)
     hidden = None
     if "hidden" in ratios:
         scores = worth([path for each in blocks.feed for path in each.wide])
@@ -74,12 +82,12 @@ def cut(
         size = blocks.hidden(sizes, ratios["hidden"], round_to)
         hidden = total.topk(size).indices.sort().values
         sizes["hidden_size"] = size
-    if any(ratios.values()) and all(sizes[name] == blocks.config.get(name) for name in sizes):
+    if any(ratios.values()) and not _goes(model, kept | unsaid, hidden):
         raise ModelError(
             f"Nothing of {type(model).__name__} would go: what stays is a multiple of {round_to} "
             "(`round_to`), and heads go whole. Take a larger ratio or a smaller `round_to`."
         )
-    return _rebuilt(model, sizes, kept, hidden)
+    return _rebuilt(model, sizes, kept | unsaid, hidden, unsaid)
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,6 @@ class _Blocks:
         name = type(self.model).__name__
         if "channels" in ratios:
             raise ModelError(f"{name} has no channels to prune; take ffn, heads or hidden.")
-        if "heads" in ratios and self.tied:
-            raise ModelError(
-                f"{name} can't have fewer heads alone: the size of a head is its hidden width by "
-                "their number. Prune `hidden`, which takes whole heads with it, or `ffn`."
-            )
         if ("heads" in ratios or ("hidden" in ratios and self.tied)) and not self.attend:
             raise ModelError(f"The heads of {name} can't be told apart; prune `ffn`.")
 
@@ -136,6 +139,18 @@ class _Blocks:
         if self.tied:
             return sizes["num_attention_heads"] * self.attend[0].size
         return _rounded(self.model.config.hidden_size, ratio, round_to)
+
+
+def _goes(model: nn.Module, kept: Kept, hidden: Tensor | None) -> bool:
+    """Whether anything at all is cut away."""
+    weights: Any = model.state_dict()
+    width: Any = vars(model)["config"]
+    if hidden is not None and len(hidden) < width.hidden_size:
+        return True
+    cuts = (
+        (weights[name].shape[dim], stay) for (name, dim), stay in kept.items() if name in weights
+    )
+    return any(len(stay) < size for size, stay in cuts)
 
 
 def _rounded(total: int, ratio: float, round_to: int) -> int:
@@ -169,8 +184,13 @@ def _heads_kept(block: Attention, stay: Tensor) -> Kept:
     return {**kept, (f"{block.output}.weight", 1): queries}
 
 
-def _rebuilt(model: Any, sizes: Mapping[str, int], kept: Kept, hidden: Tensor | None) -> nn.Module:
-    """A fresh model of those sizes with the weights that stay."""
+def _rebuilt(
+    model: Any, sizes: Mapping[str, int], kept: Kept, hidden: Tensor | None, unsaid: Kept
+) -> nn.Module:
+    """A fresh model of those sizes with the weights that stay.
+
+    unsaid: those of them whose shapes no configuration can say
+    """
     config = deepcopy(model.config)
     old_hidden = config.hidden_size
     for name, size in sizes.items():
@@ -187,6 +207,7 @@ def _rebuilt(model: Any, sizes: Mapping[str, int], kept: Kept, hidden: Tensor | 
             if stay is not None:
                 weight = weight.index_select(dim, stay.to(weight.device))  # noqa: PLW2901
         weights[name] = weight
+    fit_(fresh, {name: weights[name] for name, _ in unsaid if name in weights})
     try:
         fresh.load_state_dict(weights)
     except RuntimeError as error:

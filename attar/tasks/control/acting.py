@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,11 @@ class policy(States):  # noqa: N801  (a recipe names it)
         self._start(world, seed, states, exploration)
 
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """The mean return of a model's episodes, and how often it does what the teacher does.
+        """The mean return of a model's episodes, and how often it does what the teacher does."""
+        return self.judged(model, part)[1]
+
+    def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
+        """The return of each episode of a part that a model plays, and what they come to.
 
         Episodes are the part's own; `low` and `high` bound the mean return by the bootstrap over
         them. `agreement` is over states that the teacher met in episodes held out: of choices the
@@ -81,7 +87,17 @@ class policy(States):  # noqa: N801  (a recipe names it)
         }
         if self._gathered:
             judged |= self.judge(self.actions(self.answers(model, part)), part)
-        return judged
+        return found, judged
+
+    def truth(self, part: str) -> None:
+        """Nothing is right or wrong: each episode has a return."""
+
+    def hash_of(self, part: str) -> str:
+        """A hash of what is played, or seen, in a part; of the test the same for every teacher."""
+        if part != "test":
+            return super().hash_of(part)
+        played = [self.world.facts(), self.seeds(part, self.episodes)]
+        return hashlib.sha256(json.dumps(played, sort_keys=True).encode()).hexdigest()[:16]
 
     def judge(self, predicted: Numbers, part: str) -> dict[str, float]:
         """How far what is done, in the order of `rows[part]`, is what the teacher does."""

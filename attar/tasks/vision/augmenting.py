@@ -1,4 +1,4 @@
-"""Views of pictures: flipped, shifted, cropped, with a hole; the same for whoever asks."""
+"""Views of pictures: flipped, shifted, cropped, mixed with others; the same for whoever asks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attar.store import key
-from attar.types import Batch
+from attar.types import Batch, Mixture
 
-View = Literal["flip", "shift", "crop", "cutout"]
+View = Literal["flip", "shift", "crop", "cutout", "mixup", "cutmix"]
 
 SHIFTED = 1 / 8
 """Share of the side that a picture is moved by at most: 4 of 32 pixels (He et al. 2015)."""
@@ -27,8 +27,10 @@ STRETCHED = 4 / 3
 HOLE = 1 / 2
 """Share of the side that a hole is wide: 16 of 32 pixels (DeVries and Taylor 2017)."""
 
-DRAWS = 9
+DRAWS = 15
 """Random numbers that a view is made of; each kind always reads the same ones."""
+STEPS = 2**16
+"""Values that such a number can have."""
 
 
 def viewed(batch: Batch, kinds: Sequence[View], view: str) -> Batch:
@@ -38,18 +40,62 @@ def viewed(batch: Batch, kinds: Sequence[View], view: str) -> Batch:
     view see the same, and the key, which is of both, is the address of what was answered to it.
     """
     keys = tuple(key(f"{each} {'+'.join(kinds)} {view}") for each in batch.keys)
-    drawn = torch.from_numpy(np.stack([_draws(each) for each in keys]))
-    pictures = batch.inputs
+    drawn, pictures = _drawn(keys), batch.inputs
     for kind, change in CHANGES.items():
         if kind in kinds:
             pictures = change(pictures, drawn)
     return replace(batch, inputs=pictures, keys=keys)
 
 
+def partners(batch: Batch, among: Sequence[int]) -> list[int]:
+    """Which row is mixed into each picture of a viewed batch.
+
+    among: the rows to choose from
+    """
+    fine = _drawn(batch.keys)[:, 9:11].double() @ torch.tensor([1.0, 1 / STEPS]).double()
+    return [among[place] for place in (fine * len(among)).long().tolist()]
+
+
+def mixed(batch: Batch, other: Batch, kinds: Sequence[View]) -> Batch:
+    """A viewed batch, each picture with some of another's in it: at most half.
+
+    With both kinds each picture has one of them, as its key decides. Shares are drawn evenly, as of
+    Beta(1, 1); a share above a half would be another picture's with less.
+
+    other: the viewed pictures that are mixed in, row by row
+    Sources: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019.
+    """
+    drawn = _drawn(batch.keys)
+    share, pasted = drawn[:, 12] / 2, _pasted(drawn, batch.inputs.shape)
+    cut = torch.full_like(share, "cutmix" in kinds, dtype=torch.bool)
+    if {"mixup", "cutmix"} <= set(kinds):
+        cut = drawn[:, 11] < 0.5
+    blend = torch.where(cut[:, None, None, None], pasted.float(), share[:, None, None, None])
+    pictures = batch.inputs + blend * (other.inputs.float() - batch.inputs)
+    known = Mixture(other.labels, torch.where(cut, pasted.float().mean((1, 2, 3)), share))
+    both = zip(batch.keys, other.keys, strict=True)
+    keys = tuple(key(f"{one} with {another}") for one, another in both)
+    return replace(batch, inputs=pictures.round().to(torch.uint8), keys=keys, mixed=known)
+
+
+def _pasted(drawn: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where (rows, 1, height, width) a box of another picture is put, which the edge may cut."""
+    half = (drawn[:, 12] / 2).sqrt() / 2
+    inside = []
+    for n, side in ((13, shape[2]), (14, shape[3])):
+        away = (torch.arange(side) + 0.5) / side - drawn[:, n, None]
+        inside.append(away.abs() < half[:, None])
+    return (inside[0][:, :, None] & inside[1][:, None, :]).unsqueeze(1)
+
+
+def _drawn(addresses: Sequence[str]) -> Tensor:
+    return torch.from_numpy(np.stack([_draws(each) for each in addresses]))
+
+
 def _draws(address: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Numbers from 0 up to 1 that a key decides, in steps of 2 to the -16."""
     numbers = np.frombuffer(hashlib.sha256(address.encode()).digest(), "<u2")
-    return (numbers[:DRAWS] / 2**16).astype(np.float32)
+    return (numbers[:DRAWS] / STEPS).astype(np.float32)
 
 
 def _flipped(pictures: Tensor, drawn: Tensor) -> Tensor:
@@ -97,3 +143,5 @@ GREY = 128
 
 CHANGES = {"flip": _flipped, "shift": _shifted, "crop": _cropped, "cutout": _with_hole}
 """What each kind makes of pictures (rows, 3, height, width) and the numbers drawn for each."""
+MIXTURES = ("mixup", "cutmix")
+"""The kinds that put some of another picture into each."""

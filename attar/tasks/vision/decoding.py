@@ -52,7 +52,7 @@ def decoded(raw: Raw, side: int | None = None) -> Pixels:
 def _of_array(array: np.ndarray[Any, Any]) -> Pixels:
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
+    elif array.dtype.kind == "u" and array.itemsize == 2:  # in either order of the bytes
         array = _of_sixteen(array)
     elif array.dtype.kind == "f":
         if not ((array >= 0) & (array <= 1)).all():
@@ -150,7 +150,8 @@ def look_through(
         keys[part].append(key(f"{seen.shape}".encode() + seen.tobytes()))
     tables = {part: _table(album, rows[part], keys[part]) for part, album in albums.items()}
     pixels = None if kept is None else kept[: len(raw)]
-    return Pictures(raw if pixels is None else (), side, shape, pixels), tables, _told(bad)
+    notes = _told(bad) + _lost(albums["train"], tables["train"])
+    return Pictures(raw if pixels is None else (), side, shape, pixels), tables, notes
 
 
 def _good(
@@ -198,6 +199,12 @@ def _told(bad: Sequence[str]) -> list[str]:
         return []
     more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
     return [f"{len(bad)} bad pictures are left out: {'; '.join(bad[:LISTED])}{more}."]
+
+
+def _lost(album: Album, table: Table) -> list[str]:
+    """A note of the classes that no good picture is left of."""
+    lost = sorted({label for label in album.labels if label is not None} - {*table.labels})
+    return [f"Every picture of {', '.join(lost)} in {album.source} was bad."] if lost else []
 
 
 def _place(album: Album, row: int) -> str:

@@ -15,7 +15,7 @@ from attar.tasks.classes import Classification
 from attar.tasks.sampling import Batches
 from attar.tasks.splitting import split
 from attar.tasks.vision import networks, reading
-from attar.tasks.vision.augmenting import CHANGES, View, viewed
+from attar.tasks.vision.augmenting import CHANGES, MIXTURES, View, mixed, partners, viewed
 from attar.tasks.vision.decoding import look_through
 from attar.types import Batch, Count
 
@@ -28,7 +28,9 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
     test: the file or folder to test on; without one a fifth of the data is held out
     columns: {image: NAME, label: NAME} where they can't be found by their usual names
     size: the side in pixels that pictures are brought to; their own where all are alike
-    augment: how pictures change from epoch to epoch in training: flip, shift, crop, cutout
+    augment: how pictures change from epoch to epoch in training: flip, shift, crop, cutout; and
+        mixup and cutmix, which put some of another picture into each: the task's own loss counts
+        both labels by their shares, losses that ask for a class take the larger share's
     views: so many changed views of each picture in turn, the same for every seed, so that a teacher
         need be asked only once for each; otherwise every epoch and seed has its own
     labelled_per_class: keep so many labels a class; the rest becomes an unlabelled pool
@@ -58,9 +60,9 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             raise DataError(
                 "There are no views of pictures without `augment`; say how they change."
             )
-        if unknown := set(augment) - set(CHANGES):
+        if unknown := set(augment) - {*CHANGES, *MIXTURES}:
             word = min(unknown)
-            raise DataError(f"augment has no {word!r}; {nearest(word, CHANGES)}")
+            raise DataError(f"augment has no {word!r}; {nearest(word, [*CHANGES, *MIXTURES])}")
         albums = reading.read(dataset, columns)
         if test is not None:
             albums |= reading.read(test, columns, only="test")
@@ -124,7 +126,7 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
             [1] * len(self._keys),
             batch_size=batch_size,
             seed=drawn,
-            seen=lambda batch, epoch: self._view(batch, drawn, epoch),
+            seen=lambda batch, epoch: self._view(batch, part, drawn, epoch),
         )
 
     def foreseen(self) -> Iterator[Batch]:
@@ -134,7 +136,7 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
         """
         for view in range(self.views or not self.augment):
             for batch in self.sweep("train"):
-                yield self._view(batch, self._seed, view)
+                yield self._view(batch, "train", self._seed, view)
 
     def example(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The model's inputs for one training picture."""
@@ -169,11 +171,15 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
         """Write beside a model how its pictures are normalized."""
         networks.save_beside(model, folder)
 
-    def _view(self, batch: Batch, seed: int, epoch: int) -> Batch:
+    def _view(self, batch: Batch, part: str, seed: int, epoch: int) -> Batch:
         if not self.augment:
             return batch
         name = f"epoch {epoch} of {seed}" if self.views is None else f"view {epoch % self.views}"
-        return viewed(batch, self.augment, name)
+        seen = viewed(batch, self.augment, name)
+        if not set(MIXTURES) & set(self.augment):
+            return seen
+        other = self._batch(partners(seen, self._part(part)))
+        return mixed(seen, viewed(other, self.augment, name), self.augment)
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         keys = tuple(self._keys[row] for row in rows)

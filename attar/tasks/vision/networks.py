@@ -84,6 +84,11 @@ def normalization_of(model: Any) -> Normalization:
     own: Any = IMAGENET
     with suppress(AttributeError):
         own = model.normalization
+    return _checked(own, type(model).__name__)
+
+
+def _checked(own: Any, whose: str) -> Normalization:
+    """The numbers of a normalization. Raises ModelError where it is none."""
     try:
         side = own.get("side")
         found = {name: [float(each) for each in own[name]] for name in ("mean", "std")}
@@ -91,7 +96,7 @@ def normalization_of(model: Any) -> Normalization:
         found, side = {}, None
     if [len(each) for each in found.values()] != [3, 3] or min(found["std"]) <= 0:
         raise ModelError(
-            f"The normalization of {type(model).__name__} must be {{'mean': ..., 'std': ...}} with "
+            f"The normalization of {whose} must be {{'mean': ..., 'std': ...}} with "
             f"3 numbers each, none of std 0, not {own!r}."
         )
     return {**found, "side": side}
@@ -243,12 +248,5 @@ def _new_head_(model: nn.Module, classes: int) -> nn.Module:
 
 def _with(model: nn.Module, how: Normalization) -> nn.Module:
     """The model with its normalization, as plain numbers that any room can write down."""
-    vars(model)["normalization"] = normalization_of(_Said(how))
+    vars(model)["normalization"] = _checked(how, type(model).__name__)
     return model
-
-
-class _Said:
-    """Something that carries a normalization."""
-
-    def __init__(self, normalization: Normalization) -> None:
-        self.normalization = normalization

@@ -217,6 +217,8 @@ def _read_npz(path: Path, columns: dict[str, str], labelled: bool) -> Album:
         held = {name: file[name] for name in file.files}
     names = next((held.pop(name) for name in NAMED if name in held), None)
     classes = () if names is None else tuple(names.reshape(-1).astype(str).tolist())
+    if len({*classes}) < len(classes):
+        raise DataError(f"{path} names a class twice: {', '.join(classes)}.")
     column = column_of(str(path), list(held), "label", USUAL, columns.get("label"), needed=labelled)
     values = None if column is None else held[column]
     if values is not None and values.size != len(values):
@@ -303,8 +305,9 @@ def _check_column(path: Path, name: str | None, kind: Any, pyarrow: Any) -> None
 def _classes_in(metadata: Mapping[bytes, bytes], label: str) -> tuple[str, ...]:
     """The classes that `datasets` wrote beside a table, by the numbers that stand in it."""
     told = json.loads(metadata.get(b"huggingface", b"{}"))
-    feature = told.get("info", {}).get("features", {}).get(label, {})
-    return tuple(feature.get("names") or ())
+    for name in ("info", "features", label):
+        told = told.get(name) or {}
+    return tuple(told.get("names") or ())
 
 
 @dataclass(frozen=True)
