@@ -57,7 +57,7 @@ def test_a_policy_goes_the_whole_way_to_an_int8_file_that_plays_as_well(
     for name in ("student", "student.onnx", "student-folder", "student-int8_static.onnx"):
         assert rows[name].score == pytest.approx(rows["teacher"].score, abs=0.3)
         assert rows[name].metrics["agreement"] > 0.9
-        assert rows[name].metrics["episodes"] == 30
+        assert rows[name].metrics["examples"] == 30
         low, high = rows[name].interval
         assert low <= rows[name].score <= high
     assert rows["student.onnx"].score == rows["student"].score

@@ -62,7 +62,7 @@ def test_a_score_is_the_mean_return_of_the_episodes_of_its_own_seeds() -> None:
     home = task.load(Home())
     judged = task.met(home).score(home, "test")
     assert judged["score"] == pytest.approx(best(task))
-    assert judged["episodes"] == 20
+    assert judged["examples"] == 20
     assert judged["agreement"] == 1.0
     assert judged["low"] <= judged["score"] <= judged["high"]
     lost = Home()

@@ -57,7 +57,7 @@ def _metrics(result: Result) -> dict[str, Any]:
     every = [row.metrics for row in result.rows.values()]
     known = [name for name in MEANT if all(name in each for each in every)]
     means = {name: float(np.mean([each[name] for each in every])) for name in known}
-    means |= {name: each for name, each in every[0].items() if name in ("examples", "episodes")}
+    means["examples"] = result.row.metrics["examples"]
     if budgets := result.budgets:
         means["steps"] = budgets[0]["steps"]
         means["seconds"] = round(float(np.mean([each["seconds"] for each in budgets])), 1)

@@ -82,7 +82,7 @@ class policy(States):  # noqa: N801  (a recipe names it)
             "low": low,
             "high": high,
             "deviation": float(found.std(ddof=1)) if number > 1 else 0.0,
-            "episodes": number,
+            "examples": number,
             "length": float(np.mean([len(each.rewards) for each in played])),
         }
         if self._gathered:
