@@ -62,12 +62,14 @@ def trained(
     screen: Screen,
     build: Callable[[], nn.Module],
     train: Callable[[local, Watch], nn.Module],
+    told: Watch | None = None,
 ) -> tuple[nn.Module, Curve, bool]:
     """A trained model, its curve, and whether it was found trained already.
 
     folder: of this one outcome; its weights are looked for there, and put there when done
     build: makes the untrained network, to put found weights into
     train: trains on the given engine, which keeps checkpoints in the folder
+    told: who else is told of every step
     """
     with held(folder, lambda: screen.say(f"{title}: another run is at it; waiting for it ...")):
         if (known := found(folder, build)) is not None:
@@ -81,6 +83,8 @@ def trained(
             def watch(record: Mapping[str, Any]) -> None:
                 curve.add(record)
                 advance(record["step"], record["steps"], f"loss {record['loss']:.3f}")
+                if told is not None:
+                    told(record)
 
             model = train(here, watch)
         _keep(model, curve, folder)

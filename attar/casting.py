@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attar import arms, students
-from attar.errors import AttarError, ModelError
+from attar.errors import AttarError, ModelError, RecipeError
 from attar.recipe import ROOMS, Piece
 from attar.resolve import ask, asks, bind, chosen, find
 from attar.setting import Setting
@@ -136,3 +136,14 @@ def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = N
     torch.manual_seed(here.recipe.seed if seed is None else seed)
     also = {"teacher": teacher, **here.task.offers}
     return made(here, here.plan.student, also=also)
+
+
+def check_other(here: Setting, there: Setting, recipe: str) -> None:
+    """Raises RecipeError where another recipe has no student, or one for other classes."""
+    if not any(step.name == "distill" for step in there.plan.steps):
+        raise RecipeError(f"{recipe} has no distill step, so it has no trained student.")
+    if there.task.classes != here.task.classes:
+        raise RecipeError(
+            f"{recipe} has other classes than this recipe; its student can't stand beside its "
+            "models."
+        )

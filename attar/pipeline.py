@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -17,7 +18,15 @@ from torch import nn
 
 from attar import arms, export, students
 from attar.baselines import Arm, Scheme, untaught
-from attar.casting import build_student, built, for_teachers, load, made, teacher_kept
+from attar.casting import (
+    build_student,
+    built,
+    check_other,
+    for_teachers,
+    load,
+    made,
+    teacher_kept,
+)
 from attar.compressing import called, check_step, compressed, for_compressors, in_short, made_by
 from attar.distill import Term
 from attar.distill.loop import Watch
@@ -40,6 +49,7 @@ from attar.schooling import (
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
 from attar.store import fingerprint
+from attar.tracking import opened
 from attar.types import Lesson
 
 
@@ -51,6 +61,7 @@ def run(
     trust: bool = False,
     screen: Screen | None = None,
     command: str = "",
+    track: Sequence[str] = (),
 ) -> Report:
     """Do what a recipe says and report it; a run that was interrupted goes on where it stopped.
 
@@ -60,10 +71,19 @@ def run(
     trust: let names with a colon run the user's own code
     screen: where sentences and progress go
     command: what the user typed, for the report
+    track: who is told live how trainings go: `tensorboard`, `mlflow` or `wandb`, with `:WHERE`
     Raises a child of AttarError for whatever the user can mend.
     """
     started = time.monotonic()
     here = begin(recipe, out, overrides=overrides, trust=trust, screen=screen, command=command)
+    with closing(opened(track, here.out, here.recipe.name or here.out.name)) as tracking:
+        report = _followed(replace(here, track=tracking), started)
+        tracking.end(report)
+    return report
+
+
+def _followed(here: Setting, started: float) -> Report:
+    """The recipe from top to bottom."""
     book = Book()
     _rehearse(here)
     teacher = find_teacher(here, book)
@@ -116,9 +136,7 @@ def find_teacher(here: Setting, book: Book) -> nn.Module | None:
         return ask(make, given)  # type: ignore[no-any-return]
 
     build = partial(built, here)
-    teacher, curve, _ = arms.trained(
-        "Training the teacher", folder, here.engine, here.screen, build, train
-    )
+    teacher, curve = here.trained("teacher", folder, build, train)
     book.note("teacher", curve)
     book.teacher = _folder(here, teacher)
     return here.engine.prepare(teacher)
@@ -162,8 +180,13 @@ def _as_it_is(
 
 
 def _student_of(here: Setting, recipe: str) -> nn.Module:
-    """The student of another recipe's first `distill` step, found trained or trained now."""
-    there, book = _other(here, recipe), Book()
+    """The student of another recipe."""
+    return student_of(_other(here, recipe))
+
+
+def student_of(there: Setting) -> nn.Module:
+    """The student of a recipe's first `distill` step, found trained or trained now."""
+    book = Book()
     _rehearse(there)
     teacher = find_teacher(there, book)
     there = there.with_states(teacher)
@@ -186,11 +209,8 @@ def _other(here: Setting, recipe: str) -> Setting:
     folder = here.out / "teachers" / Path(recipe).stem
     seed = [f"seed={here.recipe.seed}"]
     there = begin(recipe, folder, overrides=seed, trust=here.trust, screen=here.screen)
-    if not any(step.name == "distill" for step in there.plan.steps):
-        raise RecipeError(f"{recipe} has no distill step, so it has no student that could teach.")
-    if there.task.classes != here.task.classes:
-        raise RecipeError(f"{recipe} has other classes than this recipe; its student can't teach.")
-    return there
+    check_other(here, there, recipe)
+    return replace(there, track=here.track.of(Path(recipe).stem))
 
 
 def follow_steps(
@@ -302,9 +322,8 @@ def train_arm(
 ) -> nn.Module:
     """One training of the student, found done, resumed or begun."""
     folder = arm_folder(here, arm, student, step, teacher, taught)
-    title = f"Training {arm.name}"
     train = partial(fit, here, arm, student, step, taught)
-    model, curve, _ = arms.trained(title, folder, here.engine, here.screen, lambda: student, train)
+    model, curve = here.trained(arm.name, folder, lambda: student, train)
     book.note(arm.name, curve)
     return model
 

@@ -19,7 +19,8 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from attar import measure
+from attar import auditing, measure
+from attar.auditing import Subject
 from attar.baselines import bag_of_words
 from attar.cards import write_cards
 from attar.export import executorch_file, onnx_file, openvino_file
@@ -32,6 +33,7 @@ from attar.measure.memory import finished
 from attar.measure.questions import by_name, length, question
 from attar.report import Report, Row, verdict
 from attar.tasks import text
+from attar.tasks.control.states import States
 
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
@@ -52,6 +54,12 @@ NOTED = {
     ".pte": executorch_file.noted,
 }
 """How facts are added to a file, by its ending."""
+
+SIGNED = ("score", "examples", "temperature")
+"""What an exported file is told of itself, where it is known."""
+
+CALIBRATION = "calibration.json"
+"""Where a folder says what its logits are to be divided by; a file says it in its metadata."""
 
 ANSWER = """
 import torch
@@ -109,8 +117,10 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     floor = None
     if isinstance(here.task, text.classification) and "score" in wanted:
         floor = bag_of_words(here.task, TEST)
-    scores, predicted = _scores(here, entries) if "score" in wanted else ({}, {})
-    _sign(here, entries, scores)
+    subjects = {each.name: auditing.subject(each.name, each.model, each.source) for each in entries}
+    scores, predicted = _scores(here, entries, subjects) if "score" in wanted else ({}, {})
+    calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
+    _sign(here, entries, scores, calibrated)
     for entry in entries:
         entry.model.cpu()  # where the files answer: one processor for all
     timing = Timing.wanted(wanted["latency"]) if "latency" in wanted else Timing()
@@ -146,16 +156,32 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     if predicted:
         _keep(here, predicted)
     book.plan["budget"] = {each.name: _budget(book, each) for each in entries if each.trainings}
+    audits = auditing.audits(here, subjects, rows) if "audit" in wanted else {}
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
     tokens = length(here.task.example(entries[0].model))
-    report = _written(here, book, tuple(rows), timing, tokens)
+    report = _written(here, book, tuple(rows), timing, tokens, audits)
     write_cards(here, report, {entry.name: entry.path for entry in entries if entry.path})
     return report
 
 
+def _calibrated(
+    here: Setting, entries: Sequence[Entry], subjects: Mapping[str, Subject]
+) -> dict[str, dict[str, float]]:
+    """The `temperature` that each exported model's logits are to be divided by, where one is best.
+
+    It is fitted on the validation split.
+    """
+    exported = (entry.name for entry in entries if entry.source is not None)
+    found = {name: subjects[name].temperature(here) for name in exported}
+    return {name: {"temperature": fitted} for name, fitted in found.items() if fitted is not None}
+
+
 def _sign(
-    here: Setting, entries: Sequence[Entry], scores: Mapping[str, Mapping[str, float]]
+    here: Setting,
+    entries: Sequence[Entry],
+    scores: Mapping[str, Mapping[str, float]],
+    calibrated: Mapping[str, dict[str, float]],
 ) -> None:
     """Write into each exported file what it is made from, and how good that is.
 
@@ -164,10 +190,13 @@ def _sign(
     made = {"recipe": here.recipe.name or here.out.name, **facts(teachers(here.plan, here.trust))}
     made |= {name: known for name, known in _versions() if name == "attar"}
     for entry in entries:
+        fitted = calibrated.get(entry.name, {})
         if entry.source is not None and entry.path is not None and entry.path.suffix in NOTED:
-            said = scores.get(entry.name, {})
+            said = {**scores.get(entry.name, {}), **fitted}
             note = NOTED[entry.path.suffix]
-            note(entry.path, made | {k: said[k] for k in ("score", "examples") if k in said})
+            note(entry.path, made | {k: said[k] for k in SIGNED if k in said})
+        elif fitted and entry.path is not None:
+            (entry.path / CALIBRATION).write_text(json.dumps(fitted) + "\n", "utf-8")
 
 
 def _budget(book: Book, entry: Entry) -> dict[str, Any]:
@@ -195,26 +224,33 @@ def _keep(here: Setting, predicted: Mapping[str, Classes]) -> None:
 
 
 def _scores(
-    here: Setting, entries: Sequence[Entry]
+    here: Setting, entries: Sequence[Entry], subjects: Mapping[str, Subject]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Classes]]:
     """What each model scores on the test split, and the classes it answered."""
     found: dict[str, dict[str, float]] = {}
     predicted: dict[str, Classes] = {}
 
-    def judged(name: str, model: nn.Module) -> dict[str, float]:
-        predicted[name], found = here.task.judged(model, TEST)
-        return found
-
     with here.screen.bar("Scoring on the test split") as advance:
         for number, entry in enumerate(entries):
             advance(number, len(entries), entry.name)
-            found[entry.name] = measure.score(entry.model, partial(judged, entry.name))
+            who = subjects[entry.name]
+            predicted[entry.name], found[entry.name] = _judged(here, who, entry.model, TEST)
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.
-                held = measure.score(entry.model, partial(here.task.score, part="validation"))
+                _, held = _judged(here, who, entry.model, "validation")
                 found[entry.name]["validation"] = held["score"]
         advance(len(entries), len(entries), "")
     return found, predicted
+
+
+def _judged(
+    here: Setting, who: Subject, model: nn.Module, part: str
+) -> tuple[Classes, dict[str, float]]:
+    """What a model makes of each example of a part, or what its episodes return; how good it is."""
+    if isinstance(here.task, States):
+        return here.task.judged(model, part)
+    predicted = who.predicted(here, part)
+    return predicted, here.task.judge(predicted, part)
 
 
 def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
@@ -286,7 +322,12 @@ def _floor_row(
 
 
 def _written(
-    here: Setting, book: Book, rows: tuple[Row, ...], timing: Timing, tokens: int | None
+    here: Setting,
+    book: Book,
+    rows: tuple[Row, ...],
+    timing: Timing,
+    tokens: int | None,
+    audits: Mapping[str, Mapping[str, Any]],
 ) -> Report:
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
@@ -310,6 +351,7 @@ def _written(
         verdict=verdict(rows, here.task.score_name, threads=timing.threads),
         history=book.history,
         score_name=here.task.score_name,
+        audits=audits,
     )
     report.write(here.out)
     return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 from torch import nn
 
 from attar import arms, distill
+from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import RecipeError
 from attar.recipe import Recipe, Resolved, check, read
 from attar.resolve import ask
 from attar.screen import Screen, Silent
 from attar.tasks.classes import Classification
+from attar.tasks.control.states import States
+from attar.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Setting:
     """What stands before any model does: the recipe, its names looked up, its data read.
 
     trust: whether names with a colon may run the user's own code
+    track: who else is told how trainings go
     """
 
     recipe: Recipe
@@ -35,6 +39,7 @@ class Setting:
     screen: Screen
     command: str
     trust: bool = False
+    track: Tracking = field(default_factory=Tracking)
 
     def with_states(self, teacher: nn.Module | None) -> Setting:
         """The same with what the teacher meets, where a task's data come of who acts in it."""
@@ -43,6 +48,19 @@ class Setting:
     def taught_by(self, scheme: str) -> bool:
         """Whether the recipe's scheme is the one of this name."""
         return self.plan.teach is not None and self.plan.teach.name == scheme
+
+    def trained(
+        self,
+        name: str,
+        folder: Path,
+        build: Callable[[], nn.Module],
+        train: Callable[[local, Watch], nn.Module],
+    ) -> tuple[nn.Module, arms.Curve]:
+        """A trained model and its curve, as `arms.trained` gives them; whoever tracks is told."""
+        title = f"Training {'the ' * (name == 'teacher')}{name}"
+        told = self.track.watch(name, folder.name)
+        model, curve, _ = arms.trained(title, folder, self.engine, self.screen, build, train, told)
+        return model, curve
 
 
 @dataclass
@@ -108,11 +126,21 @@ def begin(
     screen = screen or Silent()
     task = ask(plan.task.function, {"seed": paper.seed, "trust": trust})
     _check_lengths(plan, task)
+    _check_audit(plan, task)
     for note in task.notes:
         screen.say(note)
     screen.say(task.summary)
     engine = ask(plan.engine.function, {})
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
+
+
+def _check_audit(plan: Resolved, task: Classification) -> None:
+    """Raises RecipeError where answers are to be audited that nothing makes right or wrong."""
+    if isinstance(task, States) and any(piece.name == "audit" for piece in plan.measure):
+        raise RecipeError(
+            f"audit weighs answers that are right or wrong, and {task.kind} has a {task.score_name}"
+            " instead; leave it out."
+        )
 
 
 def _check_lengths(plan: Resolved, task: Classification) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 Count = Annotated[int, Ge(1)]
 """An option that counts something; a recipe that sets it below 1 is refused with its line."""
 
+Amount = Annotated[int, Ge(0)]
+"""An option that counts something of which there may be none."""
+
 Positive = Annotated[float, Gt(0)]
 """An option that measures something; a recipe that sets it to 0 or less is refused."""
 

@@ -229,6 +229,7 @@ def test_a_student_drives_in_a_recipe(said: dict[str, Any], tmp_path: Path) -> N
         ({"teacher": {"load": {"model": "agent.zip"}}}, "There is no file agent.zip"),
         ({"baselines": ["labels_only"]}, "There is no labelled state"),
         ({"losses": ["policy.gaussian_kl", "policy.nll"], "student": {"lstm": {}}}, "texts"),
+        ({"measure": ["score", "audit"]}, "audit weighs answers that are right or wrong"),
         ({"measure": [{"latency": {"tokens": [16]}}]}, "states have none"),
     ],
 )

@@ -33,7 +33,7 @@ ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export"
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
     *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
-    *("lineage", "cards", "comparing"),
+    *("lineage", "cards", "comparing", "auditing", "subjects", "tracking"),
 }
 
 WORDS = {
@@ -58,7 +58,8 @@ DOORS = {
     "tokenizers": ("students/",),
     "datasets": ("tasks/",),
     "pyarrow": ("tasks/",),
-    "sklearn": ("baselines.py",),
+    "sklearn": ("baselines.py", "measure/audit/"),
+    "captum": ("measure/audit/",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnx_ir": ("export/",),
@@ -79,13 +80,17 @@ DOORS = {
     "stable_baselines3": ("tasks/control/",),
     "ale_py": ("tasks/control/",),
     "minatar": ("tasks/control/",),
+    "mlflow": ("tracking.py",),
+    "wandb": ("tracking.py",),
+    "tensorboard": (),
 }
 """Where a library that is not Python's own may be imported."""
 
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
-    *("torch_pruning", "PIL", "timm", "torchvision"),
+    *("torch_pruning", "PIL", "timm", "torchvision", "captum"),
+    *("mlflow", "wandb", "tensorboard"),
     *("gymnasium", "stable_baselines3", "ale_py", "minatar"),
 }
 

@@ -69,6 +69,7 @@ def macs_of(layer: nn.Module, *shape: int) -> int:
 
 def test_the_room_has_the_figures_that_recipes_name() -> None:
     assert set(names("attar.measure")) == {
+        "audit",
         "energy",
         "latency",
         "macs",

@@ -243,7 +243,7 @@ def test_a_model_that_is_trained_already_is_compressed_and_exported_alone(
 @pytest.mark.parametrize(
     "step",
     [
-        {"prune.structured": {"ratio": {"heads": 0.5}}},
+        {"prune.structured": {"ratio": {"channels": 0.5}}},
         {"prune.layers": {"drop": 7}},
         {"prune.magnitude": {}},
         {"quantize.int8_dynamic": {"exclude": ["nothing.here"]}},

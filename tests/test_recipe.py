@@ -292,7 +292,8 @@ def test_the_digest_is_of_what_is_said_and_not_of_how() -> None:
     assert read(INTENTS, ["losses.1.weight=0.71"]).digest() != recipe.digest()
 
     said = (
-        '{"baselines": [], "engine": "local", "losses": [], "measure": ["score"], "name": null, '
+        '{"baselines": [], "engine": "local", "gates": {}, "losses": [], '
+        '"measure": ["score"], "name": null, '
         '"seed": 0, "steps": ["s"], "student": null, "task": "t", "teach": "online", '
         '"teacher": null}'
     )

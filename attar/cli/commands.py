@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from attar.cli.audit import end_by_gates, with_audit
 from attar.cli.ending import EXIT_CODES, USER, Commands
 from attar.cli.store import with_store
 from attar.cli.terminal import clean, screen
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from attar.resolve import Description
     from attar.setting import Setting
 
-app = with_store(
-    typer.Typer(
-        cls=Commands,
-        help="Turn a big model into the best small one you can ship, and prove it.",
-        epilog=EXIT_CODES,
-        add_completion=False,
-        pretty_exceptions_enable=False,
+app = with_audit(
+    with_store(
+        typer.Typer(
+            cls=Commands,
+            help="Turn a big model into the best small one you can ship, and prove it.",
+            epilog=EXIT_CODES,
+            add_completion=False,
+            pretty_exceptions_enable=False,
+        )
     )
 )
 
@@ -68,6 +71,13 @@ def run(
     seed: Seed = None,
     settings: Settings = None,
     trust: Trust = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WHERE]",
+            help="Show trainings live: tensorboard[:DIR], mlflow[:URI], wandb[:DIR or online].",
+        ),
+    ] = None,
 ) -> None:
     """Do what a recipe says, and report it."""
     from attar import pipeline
@@ -80,10 +90,12 @@ def run(
         trust=trust,
         screen=screen(),
         command=context.obj,
+        track=track or (),
     )
     print()
     show_report(report)
     show_artifacts(out or Path("runs") / report.recipe["name"], report)
+    end_by_gates(report)
 
 
 @app.command()
@@ -190,17 +202,35 @@ def _known(key: str) -> Iterator[Description]:
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or report.json.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or their report.json.")
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the report.",
+            show_default="the run's own; runs/joined for several",
+        ),
+    ] = None,
 ) -> None:
-    """Write report.md and report.html again from report.json, and show the table."""
+    """Write a run's report again from report.json, or that of several side by side."""
     from attar.cli.tables import show_report
-    from attar.report import Report
+    from attar.report import Report, join
+    from attar.report.joining import titles
 
-    found = Report.read(path)
-    file = path / "report.json" if path.is_dir() else path
-    file.with_suffix(".md").write_text(found.markdown(), "utf-8")
-    file.with_suffix(".html").write_text(found.html(), "utf-8")
-    show_report(found)
+    found = [Report.read(path) for path in paths]
+    if len(paths) == 1 and out is None:
+        path, shown = paths[0], found[0]
+        file = path / "report.json" if path.is_dir() else path
+        file.with_suffix(".md").write_text(shown.markdown(), "utf-8")
+        file.with_suffix(".html").write_text(shown.html(), "utf-8")
+    else:
+        names = titles(paths)
+        shown = found[0] if len(paths) == 1 else join(dict(zip(names, found, strict=True)))
+        file = shown.write(out or Path("runs") / "joined") / "report.json"
+    show_report(shown)
     print(f"\nReport: {clean(str(file.with_suffix('.html')))}")
 
 
@@ -257,17 +287,22 @@ def schema(
         Path | None, typer.Option(metavar="FILE", help="Write it here.", show_default="stdout")
     ] = None,
     *,
-    comparison: Annotated[
-        bool, typer.Option("--comparison", help="That of comparisons instead.")
-    ] = False,
+    of: Annotated[
+        Literal["recipe", "comparison", "report"],
+        typer.Option(help="Of recipes and comparisons, for editors; or of report.json."),
+    ] = "recipe",
 ) -> None:
-    """Print the JSON Schema of recipes, for editors."""
+    """Print the JSON Schema of recipes, of comparisons, or of the report.json of a run."""
     import json
 
-    from attar.recipe import comparison_schema, json_schema
+    from attar import recipe, report
 
-    found = comparison_schema() if comparison else json_schema()
-    text = json.dumps(found, indent=2, ensure_ascii=False)
+    schemas = {
+        "recipe": recipe.json_schema,
+        "comparison": recipe.comparison_schema,
+        "report": report.schema,
+    }
+    text = json.dumps(schemas[of](), indent=2, ensure_ascii=False)
     if output is None:
         print(text)
     else:

@@ -20,11 +20,11 @@ from typer.core import TyperGroup
 from attar.cli.terminal import complain
 from attar.errors import AttarError
 
-BUG, USER, INTERRUPTED, UNREAD, TERMINATED = 1, 2, 130, 141, 143
+BUG, USER, GATE, INTERRUPTED, UNREAD, TERMINATED = 1, 2, 3, 130, 141, 143
 
 EXIT_CODES = (
-    f"Exit codes: 0 ok, {USER} something you can mend (one sentence says what), {BUG} a bug in "
-    f"attar, {INTERRUPTED} interrupted."
+    f"Exit codes: 0 ok, {USER} something you can mend (one sentence says what), {GATE} a gate "
+    f"of the audit is not passed, {BUG} a bug in attar, {INTERRUPTED} interrupted."
 )
 
 RESUMED = ("run", "teach", "compare")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LEAST_FIRST = (
     *("non-zero", "MACs", "runtime", "p95 ms", "memory", "energy", "zipped"),
-    *("parameters", "p50 ms"),
+    *("seeds", "parameters", "p50 ms"),
 )
 """The columns a narrow terminal goes without, the first of them first."""
 
@@ -32,7 +32,7 @@ Columns = Mapping[str, list[str]]
 
 
 def show_report(report: Report) -> None:
-    """The rows, then what each step changed, then the verdict."""
+    """The rows, the headline, then everything in words."""
     if not watched(sys.stdout):
         print(clean(str(report)))
         return
@@ -49,8 +49,13 @@ def show_report(report: Report) -> None:
         if row.note:
             console.print(Text(clean(f"{row.name}: {row.note}"), style="dim"))
     console.print()
-    for sentence in (*report.steps(), *report.verdict):
-        width = min(console.width, 96)
+    for line in report.weighed():
+        console.print(Text(clean(line)), no_wrap=True, overflow="ellipsis")
+    width = min(console.width, 96)
+    if report.headline:
+        told = textwrap.fill(clean(report.headline), width, break_on_hyphens=False)
+        console.print(Text(told, style="bold"), end="\n\n")
+    for sentence in report.sentences():
         told = textwrap.fill(
             clean(sentence),
             width,

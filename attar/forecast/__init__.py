@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
+from attar.auditing import SOME
 from attar.baselines import Arm
 from attar.compressing import called, check_step, compressed, made_by
 from attar.distill.loop import Watch
@@ -292,6 +293,10 @@ def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
         seconds += here.task.size("test") * (look.asking + look.answering * len(followed))
         if isinstance(here.task, text.classification):
             seconds += WORDS * here.task.size("labelled") * len(here.task.classes)
+    if "audit" in wanted:
+        more = SOME if chosen(wanted["audit"], "surrogate") else 0
+        each = look.asking + look.answering * len(followed)
+        seconds += (here.task.size("validation") + 2 * more) * each
     if "latency" in wanted:
         models = {"student": cast.student} | ({"teacher": cast.teacher} if cast.teacher else {})
         answers = {name: answer(model, here.task.example) for name, model in models.items()}
@@ -299,8 +304,8 @@ def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
         # At most 50 turns of 10 answers each are timed.
         most = chosen(wanted["latency"], "seconds")
         most *= len(chosen(wanted["latency"], "tokens") or [None])
-        each = {name: min(most, 0.5 * times["p50"]) for name, times in found.items()}
-        seconds += each.get("teacher", 0.0) + each["student"] * len(followed)
+        timed = {name: min(most, 0.5 * times["p50"]) for name, times in found.items()}
+        seconds += timed.get("teacher", 0.0) + timed["student"] * len(followed)
     if "memory" in wanted:
         files = 1 + sum(stage.name.startswith("export.") for stage in followed)
         seconds += PROCESS * -(-files // (os.cpu_count() or 1))

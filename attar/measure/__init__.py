@@ -1,5 +1,6 @@
 """MEASURE: model -> numbers. Teacher, student, baseline and file go through the same functions."""
 
+from attar.measure.audit import audit
 from attar.measure.comparing import compare as compare
 from attar.measure.comparing import row as row
 from attar.measure.comparing import runtime as runtime
@@ -9,6 +10,7 @@ from attar.measure.memory import memory
 from attar.measure.scoring import score
 
 __all__ = [
+    "audit",
     "energy",
     "latency",
     "macs",

@@ -41,6 +41,7 @@ ROOMS: dict[str, Room] = {
         "repeat=attar.recipe.rounds:repeat",
     ),
     "measure": "attar.measure",
+    "gates": "attar.measure.gates",
     "baselines": "attar.baselines",
     "engine": "attar.engine",
 }
@@ -85,6 +86,7 @@ class Resolved:
     losses: tuple[Term, ...]
     steps: tuple[Piece, ...]
     measure: tuple[Piece, ...]
+    gates: tuple[Piece, ...]
     baselines: tuple[Piece, ...]
     engine: Piece
 
@@ -102,6 +104,20 @@ class _Lookup:
 
     def maybe(self, key: str) -> Piece | None:
         return None if vars(self.recipe)[key] is None else self.one(key)
+
+    def gates(self) -> tuple[Piece, ...]:
+        limits = {name: {"limit": limit} for name, limit in self.recipe.gates.items()}
+        return tuple(
+            self.piece("gates", Choice(name=name, options=said), ("gates", name))  # type: ignore[arg-type]
+            for name, said in limits.items()
+        )
+
+    def measures(self) -> tuple[Piece, ...]:
+        """What is measured; gates are judged by an audit, whether or not the recipe names it."""
+        named = self.many("measure")
+        implied = self.recipe.gates and all(piece.name != "audit" for piece in named)
+        audit = [self.piece("measure", Choice(name="audit"), ("gates",))] if implied else []
+        return (*named, *audit)
 
     def network(self, key: str, option: str) -> Piece | None:
         """A student or teacher; the student that an option of it names is looked up too."""
@@ -259,7 +275,8 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
         teach=lookup.maybe("teach"),
         losses=tuple(lookup.term(index, task) for index in range(len(recipe.losses))),
         steps=tuple(lookup.steps()),
-        measure=lookup.many("measure"),
+        measure=lookup.measures(),
+        gates=lookup.gates(),
         baselines=lookup.many("baselines"),
         engine=lookup.one("engine"),
     )

@@ -52,7 +52,8 @@ def json_schema(rooms: Mapping[str, Room] = ROOMS) -> dict[str, Any]:
             }
         if "repeat" in known:
             known["repeat"]["properties"]["steps"]["items"] = {"$ref": f"#/$defs/{key}"}
-        shared[key] = _choice(known)
+        shared[key] = _limits(known) if key == "gates" else _choice(known)
+    shared.setdefault("gates", _limits({}))
     fields = Recipe.model_fields
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -108,9 +109,25 @@ def _key(key: str) -> dict[str, Any]:
     if key == "seed":
         return {"type": "integer", "default": 0}
     choice = {"$ref": f"#/$defs/{key}"}
+    if key == "gates":
+        return choice
     if key in LISTS:
         return {"type": "array", "items": choice, "minItems": 1 if key == "steps" else 0}
     return choice if key in ("task", "engine") else {"oneOf": [choice, {"type": "null"}]}
+
+
+def _limits(known: dict[str, Any]) -> dict[str, Any]:
+    """Gates, each with its limit."""
+    limits = {
+        name: {**about["properties"]["limit"], "title": name, "description": about["description"]}
+        for name, about in known.items()
+    }
+    return {
+        "type": "object",
+        "properties": limits,
+        "patternProperties": {OWN_CODE: {"type": "number"}},
+        "additionalProperties": False,
+    }
 
 
 def _choice(known: dict[str, Any]) -> dict[str, Any]:

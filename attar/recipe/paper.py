@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
+    StrictFloat,
     StrictInt,
 )
 
@@ -29,6 +30,9 @@ from attar.recipe.dialect import Trail, written
 
 LISTS = ("losses", "steps", "measure", "baselines")
 """The keys that hold a list of choices; every other room's key holds one choice."""
+
+PLAIN = ("name", "seed", "gates")
+"""The keys that hold no choices."""
 
 
 class Choice(BaseModel):
@@ -100,7 +104,8 @@ class Recipe(BaseModel):
     name: what to call the run; seed: of everything random in it
     task: what the problem is; teacher: the big model; student: the small one
     teach: where lessons come from; losses: what the student is taught by; steps: what is done
-    measure: what is reported; baselines: what the result is compared with; engine: where it runs
+    measure: what is reported; gates: what the result has to keep, by name, with each one's limit
+    baselines: what the result is compared with; engine: where it runs
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,6 +119,7 @@ class Recipe(BaseModel):
     losses: tuple[Written, ...] = ()
     steps: Annotated[tuple[Written, ...], AfterValidator(_not_empty)]
     measure: tuple[Written, ...] = tuple(Choice(name=name) for name in MEASURES)
+    gates: Mapping[str, StrictFloat] = {}
     baselines: tuple[Written, ...] = ()
     engine: Written = Choice(name="local")
 
@@ -133,7 +139,7 @@ class Recipe(BaseModel):
         said = {
             key: value
             for key, value in self.to_dict().items()
-            if value not in (None, []) or value != plain(fields[key].default)
+            if value not in (None, [], {}) or value != plain(fields[key].default)
         }
         return written(said)
 
@@ -147,4 +153,6 @@ def plain(value: Any) -> Any:
     """The value of a key as it is written in a recipe."""
     if isinstance(value, tuple):
         return [choice.plain() for choice in value]
+    if isinstance(value, Mapping):
+        return dict(value)
     return value.plain() if isinstance(value, Choice) else value

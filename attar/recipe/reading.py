@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from attar.errors import RecipeError, nearest
 from attar.recipe.dialect import Trail, parsed
-from attar.recipe.paper import LISTS, Places, Recipe, plain
+from attar.recipe.paper import LISTS, PLAIN, Places, Recipe, plain
 
 
 def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -116,7 +116,8 @@ def _put(tree: Any, parts: list[str], value: Any, trail: Trail = ()) -> tuple[An
         index = _index(tree, parts[0], trail)
         inner, landed = _put(tree[index], parts[1:], value, (*trail, index))
         return [*tree[:index], inner, *tree[index + 1 :]], landed
-    is_choice = len(trail) == (2 if trail[:1] and trail[0] in LISTS else 1)
+    depth = 2 if trail[:1] and trail[0] in LISTS else 1
+    is_choice = len(trail) == depth and trail[0] not in PLAIN
     if is_choice and isinstance(tree, str):
         tree = {tree: {}}
     if not isinstance(tree, dict):

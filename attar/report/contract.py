@@ -18,6 +18,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
+    "boolean": (bool,),
     "null": (type(None),),
 }
 
@@ -135,7 +136,8 @@ def check(value: Any, rule: Mapping[str, Any], place: str = "report") -> None:
 def _check_type(value: Any, types: str | list[str], place: str) -> None:
     names = [types] if isinstance(types, str) else types
     allowed = tuple(kind for name in names for kind in _TYPES[name])
-    if not isinstance(value, allowed) or isinstance(value, bool):
+    # To Python a truth value is a number too.
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise DataError(f"{place} must be {' or '.join(names)}, not {value!r}")
 
 

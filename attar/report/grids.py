@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from attar.report import figures, plot
+from attar.report import figures
 from attar.report import steps as stepped
-from attar.report.rows import Role, Row, finite
-from attar.report.table import columns, numeric, told
+from attar.report.charts import swatch
+from attar.report.pairs import HEAD, Pair
+from attar.report.rows import Row, finite
+from attar.report.table import Column, columns, numeric, told
 
 if TYPE_CHECKING:
     from attar.report.paper import Report
@@ -20,32 +22,42 @@ _HEAD = '<th scope="col">model</th>'
 def every(report: Report) -> str:
     """Every model with all its figures."""
     figured = columns(report.rows, report.score_name)
-    noted = any(row.note for row in report.rows)
     heads = "".join(f'<th scope="col" class="figure">{escape(c.title)}</th>' for c in figured)
     body = "".join(
-        f"<tr>{_named(row, row.runtime)}"
-        + "".join(_cell(column.value(row), column.text(row)) for column in figured)
-        + f'<td class="note">{escape(row.note)}</td>' * noted
+        f"<tr>{_named(row, row.runtime, row.note)}"
+        + "".join(_measured(column, row) for column in figured)
         + "</tr>"
         for row in report.rows
     )
-    heads += '<th scope="col">note</th>' * noted
     return _grid(_HEAD + heads, body, "Every model", "sortable")
 
 
-def _named(row: Row, under: str = "") -> str:
+def _named(row: Row, *under: str) -> str:
     """The head of a row: the model's sign and name, and what stands under it."""
-    small = f"<small>{escape(under)}</small>" if under else ""
+    small = "".join(f"<small>{escape(each)}</small>" for each in under if each)
     return f'<th scope="row">{swatch(row.role)}{escape(row.name)}{small}</th>'
 
 
 def _grid(heads: str, body: str, label: str, kind: str) -> str:
-    """A table that scrolls by itself where it is too wide."""
+    table = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
+    return scrolled(f'<table class="{kind}">{table}</table>', label)
+
+
+def scrolled(table: str, label: str) -> str:
+    """A table that scrolls by itself where it is too wide, also by the keyboard."""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f'<table class="{kind}"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {escape(label)}">'
+        f"{table}</div>"
     )
+
+
+def _measured(column: Column, row: Row) -> str:
+    """A figure, and under it how far it may be off."""
+    value, beside = column.value(row), column.beside(row)
+    if value is None or not beside:
+        return _cell(value, column.text(row))
+    both = f"{escape(column.show(value))}<small>{escape(beside)}</small>"
+    return f'<td class="figure" data-value="{value!r}">{both}</td>'
 
 
 def _cell(value: float | None, text: str = "") -> str:
@@ -56,9 +68,42 @@ def _cell(value: float | None, text: str = "") -> str:
     return f'<td class="figure" data-value="{value!r}">{escape(shown)}</td>'
 
 
-def swatch(role: Role) -> str:
-    """The sign of a part, as the plots have it."""
-    return f'<svg viewBox="-8 -8 16 16" aria-hidden="true">{plot.mark(role, 0, 0)}</svg>'
+def against(head: Sequence[str], body: Sequence[Sequence[str]], title: str) -> str:
+    """A table of texts about pairs of models; the second of each stands under the first."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in (head[0], *head[2:]))
+    cells = "".join(
+        f"<tr>{_paired(one, other)}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for one, other, *cells in body
+    )
+    return _grid(heads, cells, title, "paired")
+
+
+def _paired(one: str, other: str) -> str:
+    return f'<th scope="row">{escape(one)}<small>against {escape(other)}</small></th>'
+
+
+def differences(pairs: Sequence[Pair]) -> str:
+    """Every pair of rows: how far apart, how sure, over which seeds, and why it is not resolved."""
+    _, _, *titles, why = HEAD
+    kinds = [' class="figure"'] * 3 + [""] * 2
+    heads = "".join(
+        f'<th scope="col"{kind}>{title}</th>' for kind, title in zip(kinds, titles, strict=True)
+    )
+    body = "".join(
+        f"<tr>{_paired(row, against)}"
+        f'<td class="figure" data-value="{pair.mean!r}">{escape(amount)}</td>'
+        f'<td class="figure" data-value="{"" if pair.low is None else pair.low!r}">{interval}</td>'
+        f'<td class="figure" data-value="{"" if pair.p is None else pair.p!r}">{chance}</td>'
+        f"<td>{escape(seeds)}</td><td>{'✓ yes' if pair.resolved else '? no'}</td>"
+        f"<td>{escape(reason)}</td></tr>"
+        for pair in pairs
+        for row, against, amount, interval, chance, seeds, _, reason in [pair.cells()]
+    )
+    if not any(pair.why for pair in pairs):
+        body = body.replace("<td></td></tr>", "</tr>")
+    else:
+        heads += f'<th scope="col">{why}</th>'
+    return _grid(_HEAD + heads, body, "Differences", "sortable paired")
 
 
 def metrics(rows: Sequence[Row]) -> str:
@@ -113,22 +158,28 @@ def _changed(change: stepped.Change | None) -> str:
 def tables(report: Report) -> str:
     """What steps told of on their way, a table each."""
     return "".join(
-        f"<h3>{escape(title)}</h3>{_records(title, rows)}" for title, rows in report.tables.items()
+        f"<h3>{escape(title)}</h3>{records(title, rows)}" for title, rows in report.tables.items()
     )
 
 
-def _records(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def records(title: str, rows: Sequence[Mapping[str, Any]], kind: str = "records") -> str:
     """Alike or unlike records as a table, figures to the right."""
-    names, *lines = told(rows)
-    kinds = [' class="figure"' * (place in numeric(rows)) for place in range(len(names))]
+    return lines(told(rows), title, numeric(rows), kind)
+
+
+def lines(
+    grid: Sequence[Sequence[str]], title: str, right: Container[int] = (), kind: str = "records"
+) -> str:
+    """A table of texts whose first line is its head; the places of its figures are `right`."""
+    head, *body = grid
+    kinds = [' class="figure"' * (place in right) for place in range(len(head))]
     heads = "".join(
-        f'<th scope="col"{kind}>{escape(name)}</th>'
-        for kind, name in zip(kinds, names, strict=True)
+        f'<th scope="col"{kind}>{escape(name)}</th>' for kind, name in zip(kinds, head, strict=True)
     )
-    body = "".join(
+    cells = "".join(
         "<tr>"
         + "".join(f"<td{k}>{escape(cell)}</td>" for k, cell in zip(kinds, line, strict=True))
         + "</tr>"
-        for line in lines
+        for line in body
     )
-    return _grid(heads, body, title, "records")
+    return _grid(heads, cells, title, kind)

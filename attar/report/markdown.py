@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attar.report import figures, steps
+from attar.report import audits, figures, pairs, steps
 from attar.report.contract import plain
 from attar.report.table import escape, markdown, numeric, ruled, told
 
@@ -21,11 +21,20 @@ def document(report: Report) -> str:
 
 def _blocks(report: Report) -> Iterator[list[str]]:
     yield [f"# {escape(str(report.recipe.get('name', 'Distillation report')))}"]
+    if report.headline:
+        yield [f"**{escape(report.headline)}**"]
+    if gates := [f"- {escape(line)}" for line in audits.gates(report.audits)]:
+        yield gates
     if report.verdict:
         yield [f"- {escape(sentence)}" for sentence in report.verdict]
     yield markdown(report.rows, report.score_name)
     yield [f"A {figures.MISSING} is a figure that was not measured."]
+    if report.pairs:
+        lines = [list(pairs.HEAD), *(pair.cells() for pair in report.pairs)]
+        yield ["## Differences", "", *ruled(lines, {2, 3, 4})]
     yield from _steps(report)
+    if report.audits:
+        yield ["## Audit", "", *ruled([list(audits.HEAD), *audits.cells(report.audits)])]
     if report.environment:
         yield ["## Measured on", "", *_items(report.environment)]
     for title, rows in report.tables.items():

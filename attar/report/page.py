@@ -7,19 +7,17 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from attar.report import figures, grids, plot, sentences, weighing
+from attar.report import audit_page, charts, figures, grids, headline, sentences, weighing
 from attar.report.markdown import recipe_text
-from attar.report.rows import Role, Row, finite
+from attar.report.rows import Row
 
 if TYPE_CHECKING:
     from attar.report.paper import Report
 
-_PARTS: dict[Role, str] = {
-    "teacher": "teacher",
-    "student": "student",
-    "export": "compressed or exported",
-    "baseline": "baseline",
-}
+LISTED = 16
+"""As many texts stand in a list; a longer one is folded."""
+
+_GAIN = "gained by having a teacher"
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The browser itself refuses the page any network."""
@@ -42,8 +40,9 @@ def html(report: Report) -> str:
 <main>
 <p class="kicker">attar report</p>
 <h1>{title}</h1>
-{"".join(_sections(report))}
-<footer class="quiet">Written by attar. The same figures for machines: report.json.</footer>
+<p class="headline">{escape(report.headline)}</p>
+{audit_page.gates(report.audits)}{_tiles(report)}
+{_body(report)}<footer class="quiet">Written by attar. For machines: report.json.</footer>
 </main>
 <script>{_asset("page.js")}</script>
 </body>
@@ -55,26 +54,55 @@ def _asset(name: str) -> str:
     return files("attar.report").joinpath(name).read_text("utf-8")
 
 
-def _sections(report: Report) -> Iterator[str]:
-    yield _tiles(report.rows, report.score_name)
-    if report.verdict:
-        yield f'<ul class="verdict">{_each("li", report.verdict)}</ul>'
-    yield _section("Every model, measured", grids.every(report) + _method(report))
-    yield _section("Step by step", grids.steps(report))
-    yield _section("Score against cost", _scatters(report))
-    yield _section("Training", _training(report))
-    yield _section("Other metrics", grids.metrics(report.rows))
-    yield _section("What the steps found", grids.tables(report))
-    yield _section("The plan", structure(plan) if (plan := report.decided) else "")
-    yield _section("What the run cost", _cost(report.cost))
-    yield _section("Where it was measured", structure(report.environment))
-    yield _section("The recipe", _code(recipe_text(report.recipe)))
+def _sections(report: Report) -> Iterator[tuple[str, str]]:
+    """Each section's title and content, in the order they are read."""
+    yield "In words", _list("verdict", report.verdict)
+    yield "Every model, measured", grids.every(report) + _method(report)
+    yield "Differences", _differences(report)
+    yield "Step by step", grids.steps(report)
+    yield "Score against cost", charts.scatters(report)
+    yield "The audit", audit_page.section(report.audits)
+    yield "Training", charts.training(report)
+    yield "Other metrics", grids.metrics(report.rows)
+    yield "What the steps found", grids.tables(report)
+    yield "The plan", structure(plan, "plan") if (plan := report.decided) else ""
+    yield "What the run cost", _cost(report.cost)
+    yield "Where it was measured", structure(report.environment, "environment")
+    yield "The recipe", _code(recipe_text(report.recipe))
     command = report.recipe.get("command")
-    yield _section("Repeat it", _code(str(command)) if command else "")
+    yield "Repeat it", _code(str(command)) if command else ""
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>\n" if content else ""
+def _body(report: Report) -> str:
+    """A way into the sections, and the sections."""
+    found = [(title, content) for title, content in _sections(report) if content]
+    links = "".join(f'<li><a href="#{_slug(title)}">{title}</a></li>' for title, _ in found)
+    sections = "".join(
+        f'<section aria-labelledby="{_slug(title)}"><h2 id="{_slug(title)}">{title}</h2>'
+        f"{content}</section>\n"
+        for title, content in found
+    )
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>{sections}'
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(",", "").replace(" ", "-")
+
+
+def _list(kind: str, texts: Sequence[str]) -> str:
+    return f'<ul class="{kind}">{_each("li", texts)}</ul>' if texts else ""
+
+
+def _differences(report: Report) -> str:
+    """The forest plots, then the same figures as a table."""
+    if not report.pairs:
+        return ""
+    return (
+        charts.differences(report.pairs, report.score_name)
+        + grids.differences(report.pairs)
+        + '<p class="quiet">Each difference is the mean over seeds, paired: the same data, order '
+        "and initial weights on both sides. Resolved means that its sign is known.</p>"
+    )
 
 
 def _each(tag: str, texts: Iterable[str]) -> str:
@@ -85,42 +113,45 @@ def _code(text: str) -> str:
     return f'<pre tabindex="0"><code>{escape(text.strip())}</code></pre>'
 
 
-def _tiles(rows: Sequence[Row], score_name: str) -> str:
+def _tiles(report: Report) -> str:
     """The few figures a reader came for; what was not measured has no tile."""
     tiles = "".join(
         f'<div><dt>{escape(label)}</dt><dd class="big">{big}<small>{unit}</small></dd>'
         f'<dd class="why">{escape(why)}</dd></div>'
-        for big, unit, label, why in _headlines(rows, score_name)
+        for big, unit, label, why in _headlines(report)
     )
-    file = sentences.best(rows)
-    lede = f'<p class="lede">{escape(file.name)} against its teacher</p>' if tiles and file else ""
-    return f'{lede}<dl class="tiles">{tiles}</dl>' if tiles else '<p class="lede"></p>'
+    return f'<dl class="tiles">{tiles}</dl>' if tiles else ""
 
 
-def _headlines(rows: Sequence[Row], score_name: str) -> Iterator[tuple[str, str, str, str]]:
-    teacher = next((row for row in rows if row.name == "teacher"), None)
+def _headlines(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    rows = () if report.joined else report.rows
+    teacher = next((row for row in rows if row.role == "teacher"), None)
     file = sentences.best(rows)
     if teacher and file:
         if teacher.score and teacher.score > 0 and file.score is not None:
             why = f"{figures.score(file.score)} against {figures.score(teacher.score)}"
             kept = f"{100 * file.score / teacher.score:.1f}"
-            yield kept, "%", f"of the teacher's {score_name}", why
+            yield kept, "%", f"of the teacher's {report.score_name}", why
         yield from _fold(
             teacher.size_bytes, file.size_bytes, ("smaller", "larger"), figures.size, ""
         )
         slow, fast = teacher.percentile("p50"), file.percentile("p50")
         yield from _fold(slow, fast, ("faster", "slower"), figures.milliseconds, " ms")
-    if found := sentences.gain(rows):
+    if pair := headline.deciding(rows, file, report.pairs):
+        amount, _, unit = pair.amount.partition(" ")
+        word = "resolved" if pair.resolved else "not resolved"
+        label = _GAIN if headline.untaught(pair.against) else f"against {pair.against}"
+        yield amount, unit, label, f"{pair.row} against {pair.against}, {word}"
+    elif found := sentences.gain(rows):
         yield _gained(*found)
 
 
 def _gained(student: Row, arm: Row, difference: float) -> tuple[str, str, str, str]:
     shares = weighing.share([student, arm])
-    amount, _, unit = weighing.points(difference, shares).partition(" ")
-    sign = "" if weighing.level(difference, shares) else "−" if difference < 0 else "+"
+    amount, _, unit = weighing.signed(difference, shares).partition(" ")
     noise = ", within the noise" if weighing.within_noise(student, arm) else ""
     why = f"student against {arm.name}{noise}"
-    return sign + amount, unit, "gained by having a teacher", why
+    return amount, unit, _GAIN, why
 
 
 def _fold(
@@ -154,92 +185,15 @@ def _method(report: Report) -> str:
     )
 
 
-def _scatters(report: Report) -> str:
-    latency = ("latency", "latency, median of one call (ms)")
-    size = ("size", "size on disk")
-    drawn = [
-        _scatter(report, *latency, lambda row: row.percentile("p50"), lambda x: f"{x:g}"),
-        _scatter(report, *size, lambda row: row.size_bytes, _tick),
-    ]
-    if not any(drawn):
-        return ""
-    present = dict.fromkeys(row.role for row in report.rows)
-    legend = "".join(f"<li>{grids.swatch(role)}{_PARTS[role]}</li>" for role in present)
-    return f'<ul class="legend">{legend}</ul><div class="plots">{"".join(drawn)}</div>'
+def structure(value: Any, name: str) -> str:
+    """Nested facts as nested lists; a list of alike records as a table.
 
-
-def _tick(size: float) -> str:
-    return figures.size(size).replace(".0 ", " ")
-
-
-def _scatter(
-    report: Report,
-    slug: str,
-    title: str,
-    value: Callable[[Row], float | None],
-    show: Callable[[float], str],
-) -> str:
-    """One plot of the score; the caption names whoever has no figure to be drawn by."""
-    points = [
-        plot.Point(row.name, row.role, x, row.score, f"{row.name}: {figures.score(row.score)}")
-        for row in report.rows
-        if row.score is not None and (x := value(row)) and x > 0
-    ]
-    if not points:
-        return ""
-    drawn = {point.name for point in points}
-    absent = ", ".join(row.name for row in report.rows if row.name not in drawn)
-    svg = plot.scatter(points, x_title=title, y_title=report.score_name, show_x=show, slug=slug)
-    note = f" Not drawn, for want of a figure: {absent}." if absent else ""
-    caption = f"{report.score_name.capitalize()} against {slug}, on a logarithmic axis.{note}"
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _training(report: Report) -> str:
-    about = {
-        "loss": "Each arm minimizes its own objective: compare shapes, not heights.",
-        "score": f"{report.score_name.capitalize()} on the validation split.",
-    }
-    drawn = "".join(_curves(report, key, caption) for key, caption in about.items())
-    return f'<div class="plots">{drawn}</div>' if drawn else ""
-
-
-def _curves(report: Report, key: str, caption: str) -> str:
-    arms = {name: _points(entries, key) for name, entries in report.history.items()}
-    arms = {name: thinned(points) for name, points in arms.items() if points}
-    if not arms:
-        return ""
-    roles = {name: Row(name, "").role for name in arms}
-    title = report.score_name if key == "score" else key
-    svg = plot.curves(arms, roles, y_title=title, slug=key)
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _points(entries: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    pairs = ((_number(entry, "step"), _number(entry, key)) for entry in entries)
-    return [(x, y) for x, y in pairs if x is not None and y is not None]
-
-
-def _number(entry: Mapping[str, Any], key: str) -> float | None:
-    value = entry.get(key)
-    return finite(value) if isinstance(value, int | float) else None
-
-
-def thinned(points: Sequence[tuple[float, float]], most: int = 240) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of its neighbours: no screen shows more."""
-    width = -(-len(points) // most)
-    groups = [points[start : start + width] for start in range(0, len(points), width)]
-    return [
-        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
-        for group in groups
-    ]
-
-
-def structure(value: Any) -> str:
-    """Nested facts as nested lists; a list of alike records as a table."""
+    name: where the value stands, by which its tables are told apart
+    """
     if isinstance(value, Mapping):
         facts = "".join(
-            f"<dt>{escape(str(key))}</dt><dd>{structure(item)}</dd>" for key, item in value.items()
+            f"<dt>{escape(str(key))}</dt><dd>{structure(item, f'{name}, {key}')}</dd>"
+            for key, item in value.items()
         )
         return f'<dl class="facts">{facts}</dl>' if facts else ""
     if not isinstance(value, list | tuple):
@@ -247,20 +201,21 @@ def structure(value: Any) -> str:
     if value and all(
         isinstance(item, Mapping) and item.keys() == value[0].keys() for item in value
     ):
-        head = _each("th", map(str, value[0]))
-        body = "".join(
-            f"<tr>{_each('td', map(figures.inline, item.values()))}</tr>" for item in value
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f'<div class="scroll">{table}</div>'
+        return grids.records(name, value)
     if any(isinstance(item, Mapping | list | tuple) for item in value):
-        return f'<ul class="plain">{"".join(f"<li>{structure(item)}</li>" for item in value)}</ul>'
-    return escape(figures.inline(value))
+        items = (structure(item, f"{name}, {place}") for place, item in enumerate(value, 1))
+        return f'<ul class="plain">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
+    told = escape(figures.inline(value))
+    if len(value) <= LISTED:
+        return told
+    return f"<details><summary>{len(value)} of them</summary>{told}</details>"
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
-    seconds = {name: _number(cost["seconds"], name) or 0.0 for name in cost.get("seconds", {})}
-    others = structure({name: item for name, item in cost.items() if name != "seconds"})
+    seconds = {
+        name: charts.number(cost["seconds"], name) or 0.0 for name in cost.get("seconds", {})
+    }
+    others = structure({name: item for name, item in cost.items() if name != "seconds"}, "cost")
     longest = max(seconds.values(), default=0.0) or 1.0
     bars = "".join(
         f"<dt>{escape(name)}</dt><dd>{figures.duration(time)}</dd>"

@@ -7,11 +7,12 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, nearest
-from attar.report import markdown, page, steps, table
+from attar.report import audits, headline, markdown, page, pairs, steps, table
 from attar.report.contract import SCHEMA, check, plain, schema
 from attar.report.rows import Row
 
@@ -51,6 +52,14 @@ class Report:
                 return row
         names = [row.name for row in self.rows]
         raise DataError(f"the report has no row {name!r}; {nearest(name, names)}")
+
+    @property
+    def failed_gates(self) -> list[dict[str, Any]]:
+        """The gates that an audit did not pass: `row`, `gate`, `limit`, `found`."""
+        gates = (
+            (row, gate) for row, audit in self.audits.items() for gate in audit.get("gates", ())
+        )
+        return [{"row": row, **gate} for row, gate in gates if not gate["ok"]]
 
     @property
     def tables(self) -> dict[str, Sequence[Mapping[str, Any]]]:
@@ -113,24 +122,56 @@ class Report:
         """The rows as an aligned table of plain text."""
         return "\n".join(table.terminal(self.rows, self.score_name))
 
+    @property
+    def joined(self) -> bool:
+        """Whether it stands for several runs, as `join` makes it."""
+        return "runs" in self.recipe
+
+    @property
+    def pairs(self) -> tuple[pairs.Pair, ...]:
+        """The differences, as they are told."""
+        return pairs.pairs(self.rows, self.differences)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence; empty where nothing can be said."""
+        if self.joined:
+            many, alike = len(self.recipe["runs"]), bool(self.recipe.get("same_test"))
+            return headline.several(self.rows, self.score_name, many, alike)
+        return headline.headline(self.rows, self.score_name, self.pairs, self.audits)
+
     def steps(self) -> list[str]:
         """What each step changed, a sentence each."""
         return steps.sentences(self.rows, self.score_name)
 
+    def sentences(self) -> list[str]:
+        """All that is told in words: steps, gates, the verdict."""
+        return [*self.steps(), *audits.gates(self.audits), *self.verdict]
+
+    def weighed(self) -> list[str]:
+        """Differences and audits as aligned tables of plain text; by seed and why are left out."""
+        found = [pair.cells() for pair in self.pairs]
+        shown = [[*line[:5], line[6]] for line in [list(pairs.HEAD), *found]]
+        told = table.aligned(shown, {2, 3, 4}) if found else []
+        audited = list(audits.cells(self.audits))
+        lines = table.aligned([list(audits.HEAD), *audited]) if audited else []
+        return [*told, *[""] * bool(told and lines), *lines]
+
     def lines(self) -> list[str]:
-        """The report for a terminal: the table, then what each step changed, then the verdict."""
+        """The report for a terminal: the tables, the headline, then everything in words."""
+        # A model's name has hyphens, and is looked for whole.
+        fill = partial(textwrap.fill, width=96, break_on_hyphens=False)
         told = [
-            # A model's name has hyphens, and is looked for whole.
-            textwrap.fill(
-                sentence,
-                96,
-                initial_indent="- ",
-                subsequent_indent="  ",
-                break_on_hyphens=False,
-            )
-            for sentence in (*self.steps(), *self.verdict)
+            fill(sentence, initial_indent="- ", subsequent_indent="  ")
+            for sentence in self.sentences()
         ]
-        return [self.table(), *[""] * bool(told), *told]
+        blocks = [
+            [self.table()],
+            self.weighed(),
+            [fill(self.headline)] if self.headline else [],
+            told,
+        ]
+        return "\n\n".join("\n".join(block) for block in blocks if block).split("\n")
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -1,52 +1,60 @@
-"""Small SVG drawings: scores against a cost on a logarithmic axis, and curves over steps."""
+"""Plots as small SVG drawings: scores against a cost with their Pareto front, curves over steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from attar.report.drawing import (
+    BOTTOM,
+    LEFT,
+    LETTER,
+    LINE,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    axes,
+    figure,
+    linear,
+    logarithmic,
+    shortened,
+    text,
+)
 from attar.report.rows import Role
 
-WIDTH, HEIGHT = 480, 350
-LEFT, RIGHT, TOP, BOTTOM = 52, 468, 24, 302
-LETTER, LINE = 6.7, 15
-"""Room a label's letter takes and a label's height, at the style sheet's 12 pixels."""
-
 DASHES = ("", "6 3", "2 3", "9 3 2 3", "1 4")
+
+NAMED = 12
+"""Points, or curves, that may all bear their names; of more, only those that matter do."""
+
+GAP = 0.75
+"""The part of all scores' range that a gap must be for what is below it to leave the axis."""
+
+EDGE = BOTTOM - 9
+"""Where points stand that are below the axis."""
 
 _DRAWN: dict[Role, int] = {"baseline": 0, "export": 1, "teacher": 2, "student": 3}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model in a plot: its part, its place, and what hovering over it tells."""
+    """One model in a plot: its part, its place, and what hovering over it tells.
+
+    interval: the lowest and the highest y that is likely; None where nobody knows
+    dots: the y of each seed
+    """
 
     name: str
     role: Role
     x: float
     y: float
     told: str
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A range of values laid along pixels, straight or logarithmic, with its ticks."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def at(self, value: float) -> float:
-        """The pixel where a value stands."""
-        bend = math.log if self.logarithmic else float
-        share = (bend(value) - bend(self.low)) / (bend(self.high) - bend(self.low))
-        return self.start + share * (self.end - self.start)
+    interval: tuple[float, float] | None = None
+    dots: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,33 @@ class Box:
         return max(across, 0) * max(down, 0)
 
 
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front from the cheapest on: those that none beats in y at their x or less."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, -point.y)):
+        if not kept or point.y > kept[-1].y:
+            kept.append(point)
+    return kept
+
+
+def named(points: Sequence[Point]) -> list[Point]:
+    """The points that bear their names: all where they are few, else the front and teachers."""
+    if len(points) <= NAMED:
+        return list(points)
+    best = front(points)
+    return [point for point in points if point in best or point.role == "teacher"]
+
+
+def fallen(points: Sequence[Point]) -> list[Point]:
+    """Points so far below all others that an axis which holds them would press those together."""
+    order = sorted(points, key=lambda point: point.y)
+    gaps = [above.y - below.y for below, above in pairwise(order)]
+    if not gaps or max(gaps) <= GAP * (order[-1].y - order[0].y):
+        return []
+    below = order[: 1 + gaps.index(max(gaps))]
+    return below if len(below) <= len(order) / 3 else []
+
+
 def scatter(
     points: Sequence[Point],
     *,
@@ -73,34 +108,91 @@ def scatter(
     show_x: Callable[[float], str],
     slug: str,
 ) -> str:
-    """Points on a logarithmic x axis, each with its name beside it."""
+    """Points on a logarithmic x axis with their names, the Pareto front through the best."""
+    low = fallen(points)
     across = logarithmic([point.x for point in points], LEFT, RIGHT)
-    up = linear([point.y for point in points], BOTTOM, TOP)
-    places = [(across.at(point.x), up.at(point.y)) for point in points]
-    labels = [shortened(point.name) for point in points]
-    boxes = place(places, [len(label) * LETTER for label in labels])
-    names = ", ".join(point.told for point in points)
-    return _figure(
+    held = [point for point in points if point not in low]
+    heights = [y for point in held for y in (point.y, *(point.interval or ()), *point.dots)]
+    up = linear(heights, BOTTOM, TOP)
+
+    def spot(point: Point) -> tuple[float, float]:
+        return across.at(point.x), EDGE if point in low else up.at(point.y)
+
+    # Baselines first, the student last: where marks meet, hers is seen.
+    layers = sorted(points, key=lambda point: _DRAWN[point.role])
+    spots = {point.name: spot(point) for point in points}
+    return figure(
         slug,
         f"{y_title} against {x_title}",
-        f"Each point is one model; up and to the left is better. {names}.",
+        _told(points, low),
         [
-            *_axes(across, up, x_title, y_title, show_x),
-            f'<text class="hint end" x="{RIGHT}" y="{TOP - 11}">↖ better</text>',
-            *(_leader(spot, box) for spot, box in zip(places, boxes, strict=True)),
+            *axes(across, up, x_title, y_title, show_x),
+            text("↖ better", RIGHT, TOP - 11, "hint end"),
+            _stairs([spots[point.name] for point in front(points)], across.end),
+            *(_spread(point, across, up) for point in layers if point not in low),
+            *_names(points, spots, {point.name for point in low}),
             *(
-                f"<g>{mark(point.role, x, y)}<title>{escape(point.told)}</title></g>"
-                # Baselines first, the student last: where marks meet, hers is seen.
-                for point, (x, y) in sorted(
-                    zip(points, places, strict=True), key=lambda pair: _DRAWN[pair[0].role]
-                )
-            ),
-            *(
-                _label(label, point.role, spot, box)
-                for label, point, spot, box in zip(labels, points, places, boxes, strict=True)
+                f"<g>{mark(point.role, *spots[point.name])}<title>{escape(point.told)}</title></g>"
+                for point in layers
             ),
         ],
     )
+
+
+def _told(points: Sequence[Point], low: Sequence[Point]) -> str:
+    """The plot for whoever can't see it."""
+    best = front(points)
+    on_it = "; ".join(point.told for point in best)
+    others = "; ".join(point.told for point in points if point not in best)
+    names = ", ".join(point.name for point in low)
+    return (
+        "Each point is one model; up and to the left is better. On the Pareto front, where none "
+        f"is both better and cheaper, from the cheapest: {on_it}."
+        + f" Beaten by one of these: {others}." * bool(others)
+        + f" Far below the axis: {names}." * bool(low)
+    )
+
+
+def _stairs(best: Sequence[tuple[float, float]], end: float) -> str:
+    """The front as stairs: to the right of a point its score can be had too."""
+    first, *rest = best
+    climb = " ".join(f"H{x:.1f} V{y:.1f}" for x, y in rest)
+    return f'<path class="front" d="M{first[0]:.1f},{first[1]:.1f} {climb} H{end:.1f}"/>'
+
+
+def _spread(point: Point, across: Axis, up: Axis) -> str:
+    """The interval of a point, and a dot for each seed."""
+    x = across.at(point.x)
+    dots = "".join(
+        f'<circle class="dot {point.role}" cx="{x:.1f}" cy="{up.at(y):.1f}" r="2.2"/>'
+        for y in point.dots
+    )
+    if point.interval is None:
+        return dots
+    low, high = (up.at(y) for y in point.interval)
+    return (
+        f'<path class="spread {point.role}" d="M{x - 4:.1f},{low:.1f} h8 m-4,0 V{high:.1f} '
+        f'm-4,0 h8"/>{dots}'
+    )
+
+
+def _names(
+    points: Sequence[Point], spots: Mapping[str, tuple[float, float]], low: Container[str]
+) -> Iterator[str]:
+    """Each name near its point, and a line to it where it had to move away."""
+    shown = named(points)
+    places = [spots[point.name] for point in shown]
+    others = [spots[point.name] for point in points if point not in shown]
+    labels = [
+        f"{shortened(point.name, 18)} ↓ {point.y:.3g}"
+        if point.name in low
+        else shortened(point.name)
+        for point in shown
+    ]
+    boxes = place(places, [len(label) * LETTER for label in labels], others)
+    yield from (_leader(spot, box) for spot, box in zip(places, boxes, strict=True))
+    for label, point, spot, box in zip(labels, shown, places, boxes, strict=True):
+        yield _label(label, point.role, spot, box)
 
 
 def curves(
@@ -110,25 +202,31 @@ def curves(
     y_title: str,
     slug: str,
 ) -> str:
-    """One line per arm over the steps, its name at its end."""
-    across = linear([x for arm in arms.values() for x, _ in arm], LEFT, RIGHT - 108, pad=0)
+    """One line per arm over the steps, its name at its end where there is room for all names."""
+    few = len(arms) <= NAMED
+    end = RIGHT - 102 if few else RIGHT
+    across = linear([x for arm in arms.values() for x, _ in arm], LEFT, end, pad=0)
     up = linear([y for arm in arms.values() for _, y in arm], BOTTOM, TOP)
     ends = spread([up.at(arm[-1][1]) for arm in arms.values()])
     baselines = [name for name in arms if roles[name] == "baseline"]
     lines = []
-    for (name, arm), end in zip(arms.items(), ends, strict=True):
+    for (name, arm), height in zip(arms.items(), ends, strict=True):
         dash = DASHES[1 + baselines.index(name) % 4] if name in baselines else ""
         path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in arm)
         x, y = across.at(arm[-1][0]), up.at(arm[-1][1])
-        lines += [
-            f'<polyline class="curve {roles[name]}" stroke-dasharray="{dash}" points="{path}">'
-            f"<title>{escape(name)}</title></polyline>",
-            f'<path class="leader" d="M{x + 2:.1f},{y:.1f} L{RIGHT - 102},{end:.1f}"/>',
-            _text(shortened(name, 16), RIGHT - 99, end + 4, f"label {roles[name]}"),
-        ]
-    told = f"One line per arm: {', '.join(arms)}."
-    frame = _axes(across, up, "step", y_title, lambda step: f"{step:,.0f}")
-    return _figure(slug, f"{y_title} over the steps", told, [*frame, *lines])
+        lines.append(
+            f'<polyline class="curve {roles[name]}{"" if few else " many"}" '
+            f'stroke-dasharray="{dash}" points="{path}"><title>{escape(name)}</title></polyline>'
+        )
+        if few:
+            lines += [
+                f'<path class="leader" d="M{x + 2:.1f},{y:.1f} L{end + 6:.1f},{height:.1f}"/>',
+                text(shortened(name, 14), end + 9, height + 4, f"label {roles[name]}"),
+            ]
+    last = "; ".join(f"{name} ends at {arm[-1][1]:.3g}" for name, arm in arms.items())
+    told = f"One line per training: {last}."
+    frame = axes(across, up, "step", y_title, lambda step: f"{step:,.0f}")
+    return figure(slug, f"{y_title} over the steps", told, [*frame, *lines])
 
 
 def mark(role: Role, x: float, y: float) -> str:
@@ -144,9 +242,16 @@ def mark(role: Role, x: float, y: float) -> str:
     return f'<polygon class="mark {role}" points="{outline}"/>'
 
 
-def place(places: Sequence[tuple[float, float]], widths: Sequence[float]) -> list[Box]:
-    """A box for each label: near its point, inside the frame, over nothing else if it can be."""
-    taken = [Box(x - 7, y - 7, 14, 14) for x, y in places]
+def place(
+    places: Sequence[tuple[float, float]],
+    widths: Sequence[float],
+    others: Sequence[tuple[float, float]] = (),
+) -> list[Box]:
+    """A box for each label: near its point, inside the frame, over nothing else if it can be.
+
+    others: points without a label, to be left free
+    """
+    taken = [Box(x - 7, y - 7, 14, 14) for x, y in (*places, *others)]
     boxes: list[Box] = []
     for (x, y), width in zip(places, widths, strict=True):
         options = list(_around(x, y, width))
@@ -184,57 +289,6 @@ def spread(heights: Sequence[float]) -> list[float]:
     return moved
 
 
-def linear(values: Sequence[float], start: float, end: float, pad: float = 0.1) -> Axis:
-    """A straight axis over the values, with ticks at round numbers."""
-    low, high = min(values), max(values)
-    span = high - low or abs(high) or 1.0
-    low, high = low - pad * span, high + pad * span
-    high = high if high > low else low + span
-    magnitude = 10 ** math.floor(math.log10((high - low) / 4))
-    step = next(s for s in (1, 2, 2.5, 5, 10) if s * magnitude >= (high - low) / 6) * magnitude
-    first, last = math.ceil(low / step), math.floor(high / step)
-    ticks = tuple(round(step * n, 12) for n in range(first, last + 1))
-    return Axis(low, high, start, end, ticks)
-
-
-def logarithmic(values: Sequence[float], start: float, end: float) -> Axis:
-    """A logarithmic axis over positive values, wide enough to hold two ticks."""
-    low, high = min(values), max(values)
-    widen = max(1.4, math.sqrt(5.5 * low / high))
-    low, high = low / widen, high * widen
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 2, 5) if high / low < 300 else (1,)
-    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
-    return Axis(low, high, start, end, tuple(t for t in ticks if low <= t <= high), True)
-
-
-def shortened(name: str, letters: int = 30) -> str:
-    """The name, its middle left out where it is too long to draw."""
-    if len(name) <= letters:
-        return name
-    return f"{name[: letters // 2]}…{name[-(letters // 2 - 1) :]}"
-
-
-def _axes(
-    across: Axis, up: Axis, x_title: str, y_title: str, show_x: Callable[[float], str]
-) -> Iterator[str]:
-    step = up.ticks[1] - up.ticks[0] if len(up.ticks) > 1 else 1.0
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    # A step of 0.025 needs the third decimal that its size alone does not show.
-    decimals += round(step * 10**decimals, 6) % 1 != 0
-    for tick in up.ticks:
-        y = up.at(tick)
-        yield f'<path class="grid" d="M{LEFT},{y:.1f} H{across.end:.1f}"/>'
-        yield _text(f"{tick:,.{decimals}f}", LEFT - 7, y + 4, "tick end")
-    for tick in across.ticks:
-        x = across.at(tick)
-        yield f'<path class="rule" d="M{x:.1f},{BOTTOM} v5"/>'
-        yield _text(show_x(tick), x, BOTTOM + 18, "tick middle")
-    yield f'<path class="rule" d="M{LEFT},{BOTTOM} H{across.end:.1f}"/>'
-    yield _text(x_title, (LEFT + across.end) / 2, BOTTOM + 39, "title middle")
-    yield _text(y_title, 6, TOP - 11, "title")
-
-
 def _leader(spot: tuple[float, float], box: Box) -> str:
     """A thin line from a point to a label that had to move away from it."""
     x, y = spot
@@ -249,18 +303,4 @@ def _label(label: str, role: Role, spot: tuple[float, float], box: Box) -> str:
     """A label set against its point: in a font of another width it grows away from the mark."""
     left = box.x + box.width <= spot[0]
     x = box.x + box.width if left else box.x
-    return _text(label, x, box.y + 0.75 * LINE, f"label {role}{' end' * left}")
-
-
-def _text(text: str, x: float, y: float, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
-
-
-def _figure(slug: str, title: str, told: str, drawn: Sequence[str]) -> str:
-    name = f"plot-{slug}"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="{name}-title {name}-told">'
-        f'<title id="{name}-title">{escape(title)}</title>'
-        f'<desc id="{name}-told">{escape(told)}</desc>{"".join(drawn)}</svg>'
-    )
+    return text(label, x, box.y + 0.75 * LINE, f"label {role}{' end' * left}")

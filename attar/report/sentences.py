@@ -49,9 +49,10 @@ def best(rows: Sequence[Row]) -> Row | None:
     """The model to ship: the smallest export within a point of the best export's score.
 
     It is a choice, so it stands on the validation scores where every export has one. Where nothing
-    was exported it is the student.
+    was exported it is chosen among the students.
     """
     exports = [row for row in rows if row.role == "export"]
+    exports = exports or [row for row in rows if row.role == "student"]
     scores = [row.validation for row in exports]
     if None in scores:
         scores = [row.score for row in exports]
@@ -60,7 +61,6 @@ def best(rows: Sequence[Row]) -> Row | None:
         floor = max(known) - (0.01 if share(exports) else 0.01 * abs(max(known)))
         pairs = zip(exports, scores, strict=True)
         exports = [row for row, score in pairs if score is not None and score >= floor]
-    exports = exports or [row for row in rows if row.role == "student"]
     return min(exports, key=_weight, default=None)
 
 
@@ -182,7 +182,13 @@ def _noise_note(one: Row, other: Row) -> str:
 
 
 def caution(rows: Sequence[Row]) -> str:
-    """What one seed and one test split can't tell."""
+    """What so many seeds and one test split can't tell."""
+    seeds = min((len(row.by_seed) for row in rows if row.score is not None), default=0)
+    if seeds > 1:
+        return (
+            f"Every score is a mean over {seeds} seeds at least, on one test split: another split "
+            "may move them all."
+        )
     errors = [(standard_error(row), row) for row in rows]
     known = [(error, row) for error, row in errors if error is not None]
     if not known:

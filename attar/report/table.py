@@ -11,26 +11,38 @@ from typing import Any
 
 from attar.report import figures
 from attar.report.rows import Row
+from attar.report.weighing import spread
+
+
+def _nothing(row: Row) -> str:  # noqa: ARG001
+    return ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One measured figure: what it is called, where it stands in a row, how it is written."""
+    """One measured figure: what it is called, where it stands in a row, how it is written.
+
+    beside: what stands behind the figure, such as how far it may be off
+    """
 
     title: str
     value: Callable[[Row], float | None]
     show: Callable[[float], str]
+    beside: Callable[[Row], str] = _nothing
 
     def text(self, row: Row) -> str:
         """The row's figure as people read it."""
         value = self.value(row)
-        return figures.MISSING if value is None else self.show(value)
+        if value is None:
+            return figures.MISSING
+        return f"{self.show(value)} {self.beside(row)}".rstrip()
 
 
 def columns(rows: Sequence[Row], score_name: str = "score") -> tuple[Column, ...]:
     """The columns in which at least one row has a figure."""
     every = (
-        Column(score_name, lambda row: row.score, figures.score),
+        Column(score_name, lambda row: row.score, figures.score, spread),
+        Column("seeds", lambda row: len(row.by_seed) or None, figures.count),
         Column("parameters", lambda row: row.parameters, figures.count),
         Column("non-zero", lambda row: row.nonzero, figures.count),
         Column("MACs", lambda row: row.macs, figures.count),
@@ -65,17 +77,22 @@ def cells(rows: Sequence[Row], score_name: str) -> list[list[str]]:
 
 def terminal(rows: Sequence[Row], score_name: str) -> list[str]:
     """Aligned lines of plain text: names to the left, figures to the right."""
-    grid = [[" ".join(cell.split()) for cell in line] for line in cells(rows, score_name)]
+    grid = cells(rows, score_name)
+    return aligned(grid, range(1, 1 + len(columns(rows, score_name))))
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """A table of plain text whose first line is its head; `right` are the places of figures."""
+    grid = [[" ".join(cell.split()) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    last = len(columns(rows, score_name))
-    lines = [
+    drawn = [
         "  ".join(
-            cell.rjust(width) if 0 < place <= last else cell.ljust(width)
+            cell.rjust(width) if place in right else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in grid
     ]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+    return [drawn[0], "  ".join("-" * width for width in widths), *drawn[1:]]
 
 
 def markdown(rows: Sequence[Row], score_name: str) -> list[str]:

@@ -14,6 +14,9 @@ WIDTH = 2 * 1.96
 NOTHING = 1e-4
 """A difference of scores that are no shares below which they are level: rounding in a runtime."""
 
+EVEN = 0.75
+"""The nearer end of an interval as a part of the farther one from which it is told as ±."""
+
 
 def share(rows: Sequence[Row]) -> bool:
     """Whether the scores can be read as shares of the examples: all within [0, 1]."""
@@ -53,8 +56,31 @@ def standard_error(row: Row) -> float | None:
 
 
 def within_noise(one: Row, other: Row) -> bool:
-    """Whether two scores differ by less than two standard errors of their difference."""
+    """Whether two scores differ by less than two standard errors of their difference.
+
+    Of several seeds the report's differences tell that better, and this says nothing.
+    """
+    if len(one.by_seed) > 1 and len(other.by_seed) > 1:
+        return False
     errors = standard_error(one), standard_error(other)
     if errors[0] is None or errors[1] is None or one.score is None or other.score is None:
         return False
     return abs(one.score - other.score) < 2 * math.hypot(errors[0], errors[1])
+
+
+def signed(difference: float, shares: bool, unit: bool = True) -> str:
+    """A difference with its sign: "+3.2 points", "−0.4 points", "0.0 points"."""
+    amount, _, word = points(difference, shares).partition(" ")
+    sign = "" if level(difference, shares) else "−" if difference < 0 else "+"
+    return f"{sign}{amount} {word}".rstrip() if unit else sign + amount
+
+
+def spread(row: Row) -> str:
+    """How far the mean score of several seeds may be off: "±0.004", or both ends where uneven."""
+    if row.score is None or row.interval is None:
+        return ""
+    low, high = row.interval
+    near, far = sorted((row.score - low, high - row.score))
+    if near >= EVEN * far:
+        return f"±{figures.score(far)}"
+    return f"({figures.score(low)} to {figures.score(high)})"

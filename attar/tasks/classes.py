@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,18 @@ class Classification(ABC):
     @abstractmethod
     def encode(self, model: nn.Module, inputs: Any) -> Mapping[str, Tensor]:
         """The model's own inputs for those of a batch."""
+
+    @abstractmethod
+    def told(self, part: str, row: int) -> dict[str, Any]:
+        """What names one example of a part to a reader, and to a program by its `key`."""
+
+    @abstractmethod
+    def pieces(self, inputs: Any) -> int:
+        """How many parts of an example can be hidden, given a batch's inputs of it alone."""
+
+    @abstractmethod
+    def seen(self, inputs: Any, kept: Tensor) -> Any:
+        """One example once for each row of `kept` (rows, pieces) bool, without what is not kept."""
 
     @abstractmethod
     def _batch(self, rows: Sequence[int]) -> Batch:
@@ -197,11 +209,6 @@ class Classification(ABC):
         """Accuracy and macro-F1 on a part whose labels are all known."""
         return self.judge(self.predicted(model, part), part)
 
-    def judged(self, model: nn.Module, part: str) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
-        """What a model makes of each example of a part, in order, and how good that is."""
-        predicted = self.predicted(model, part)
-        return predicted, self.judge(predicted, part)
-
     def predicted(self, model: nn.Module, part: str) -> np.ndarray[Any, Any]:
         """The class a model takes each example for, in the order of `rows[part]`."""
         classes: np.ndarray[Any, Any] = self.answers(model, part).argmax(1).numpy()
@@ -210,17 +217,25 @@ class Classification(ABC):
     def truth(self, part: str) -> np.ndarray[Any, Any] | None:
         """The true class of each example, in the order of `rows[part]`.
 
-        None where `judged` gives what each was worth, and there is nothing to be right about.
+        None where there is nothing to be right about, and examples have a worth instead.
         Raises DataError where one is not known.
         """
-        truth: np.ndarray[Any, Any] = self._labels[list(self._part(part))].numpy()
+        truth = self.labels(part)
         if (truth == IGNORE).any():
             raise DataError(f"The part {part!r} has {self.noun} without a label; score on another.")
         return truth
 
-    def judge(self, predicted: np.ndarray[Any, Any], part: str) -> dict[str, float]:
-        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`."""
-        truth = self.truth(part)
+    def judge(
+        self,
+        predicted: np.ndarray[Any, Any],
+        part: str,
+        at: np.ndarray[Any, Any] | None = None,
+    ) -> dict[str, float]:
+        """Accuracy and macro-F1 of predicted classes, given in the order of `rows[part]`.
+
+        at: of which of these they are, where not of all
+        """
+        truth = self.truth(part) if at is None else self.labels(part)[at]
         assert truth is not None  # classes are right or wrong
         accuracy = float((predicted == truth).mean())
         return {
@@ -230,15 +245,31 @@ class Classification(ABC):
             "examples": len(truth),
         }
 
+    def labels(self, part: str) -> np.ndarray[Any, Any]:
+        """The true class of each example of a part, `IGNORE` where the data has none."""
+        found: np.ndarray[Any, Any] = self._labels[list(self._part(part))].numpy()
+        return found
+
+    def keys(self, part: str) -> tuple[str, ...]:
+        """The address of each example of a part in a store, in the order of `rows[part]`."""
+        return tuple(self._keys[row] for row in self._part(part))
+
     @torch.no_grad()
-    def answers(self, model: nn.Module, part: str) -> Tensor:
-        """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`."""
+    def answers(
+        self, model: nn.Module, part: str, advance: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """The logits (examples, classes) of a model in eval mode, in the order of `rows[part]`.
+
+        advance: is told of the examples of each batch that is answered
+        """
         training = model.training
         model.eval()
         by_key: dict[str, Tensor] = {}
         for batch in self.sweep(part):
             answered = self.forward(model, batch).logits.cpu()
             by_key.update(zip(batch.keys, answered, strict=True))
+            if advance is not None:
+                advance(len(batch))
         model.train(training)
         return torch.stack([by_key[self._keys[row]] for row in self._part(part)])
 

@@ -42,6 +42,7 @@ class OnnxNetwork(nn.Module):
         self.register_buffer("digest", _digest(path))
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.names = [entry.name for entry in self.session.get_inputs()]
+        self.classes = self.session.get_modelmeta().custom_metadata_map.get("classes")
         check_inputs(str(path), self.names, takes, kind)
 
     def forward(self, **inputs: Tensor) -> Tensor:
@@ -77,7 +78,10 @@ class OpenvinoNetwork(nn.Module):
             "INFERENCE_NUM_THREADS": threads,
         }
         with told(f"OpenVINO can't load {path}"):
-            self.compiled = opened.compile_model(path, "CPU", settings)
+            network = opened.read_model(path)
+            self.compiled = opened.compile_model(network, "CPU", settings)
+            named = network.has_rt_info(["attar", "classes"])
+            self.classes = network.get_rt_info(["attar", "classes"]).value if named else None
         self.path = path
         self.register_buffer("digest", _digest(path, path.with_suffix(".bin")))
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
@@ -117,6 +121,7 @@ class ExecutorchNetwork(nn.Module):
         self.register_buffer("digest", _digest(path))
         self.runtime = f"ExecuTorch {version('executorch')}"
         self.names = json.loads(facts)["inputs"]
+        self.classes = json.dumps(json.loads(facts).get("classes"))
         check_inputs(str(path), self.names, takes, kind)
 
     def forward(self, **inputs: Tensor) -> Tensor:
@@ -153,6 +158,23 @@ def check_file(path: Path) -> None:
     """Raises ModelError where there is no such file."""
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
+
+
+def check_classes(network: nn.Module, classes: Sequence[str]) -> None:
+    """Raises ModelError where a file says that it answers for other classes, or in another order.
+
+    classes: the data's
+    """
+    if not isinstance(network, OnnxNetwork | OpenvinoNetwork | ExecutorchNetwork):
+        return
+    own = json.loads(network.classes or "null")
+    named = own is not None and own != [str(n) for n in range(len(own))]
+    if named and own != list(classes):
+        order = "in another order" if sorted(own) == sorted(classes) else f"as {len(own)} others"
+        raise ModelError(
+            f"{network.path} answers for the data's classes {order}, beginning with {own[0]!r}; "
+            "give a file that was made for this data."
+        )
 
 
 def check_inputs(name: str, inputs: Iterable[str], takes: Sequence[str], kind: str) -> None:

@@ -86,7 +86,7 @@ class policy(States):  # noqa: N801  (a recipe names it)
             "length": float(np.mean([len(each.rewards) for each in played])),
         }
         if self._gathered:
-            judged |= self.judge(self.actions(self.answers(model, part)), part)
+            judged |= self.agreed(model, part)
         return found, judged
 
     def truth(self, part: str) -> None:
@@ -99,8 +99,9 @@ class policy(States):  # noqa: N801  (a recipe names it)
         played = [self.world.facts(), self.seeds(part, self.episodes)]
         return hashlib.sha256(json.dumps(played, sort_keys=True).encode()).hexdigest()[:16]
 
-    def judge(self, predicted: Numbers, part: str) -> dict[str, float]:
-        """How far what is done, in the order of `rows[part]`, is what the teacher does."""
+    def agreed(self, model: nn.Module, part: str) -> dict[str, float]:
+        """How far a model does what the teacher does, in the states of a part."""
+        predicted = self.actions(self.answers(model, part))
         truth = self._acts[list(self._part(part))].numpy()
         if self.world.choices:
             return {"agreement": float((predicted == truth).mean())}

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ class States(Classification):
         there._keep(parts)
         there._acts, there._gathered = there._answered(teacher), True
         return there
+
+    @abstractmethod
+    def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
+        """What each episode or state of a part is worth by a model, and what they come to."""
 
     def seeds(self, part: str, number: int, start: int = 0) -> list[int]:
         """Seeds of environments for a part; those of the test are the same for every recipe's."""
@@ -229,6 +234,21 @@ class States(Classification):
         folder.mkdir(parents=True, exist_ok=True)
         paper = json.dumps(self.facts, indent=2) + "\n"
         (folder / "observation.json").write_text(paper, encoding="utf-8")
+
+    def told(self, part: str, row: int) -> dict[str, Any]:
+        """A state: its key, and its numbers where they are few enough to be read."""
+        at = self._part(part)[row]
+        numbers = [] if self.world.picture else self._states[at].tolist()
+        return {"key": self._keys[at], "state": numbers}
+
+    def pieces(self, inputs: Tensor) -> int:
+        """The numbers of a state."""
+        return inputs[0].numel()
+
+    def seen(self, inputs: Tensor, kept: Tensor) -> Tensor:
+        """A state once for each row of `kept`, its other numbers as they are on the mean."""
+        means = self._states[list(self.rows["train"])].float().mean(0).to(inputs.dtype)
+        return torch.where(kept.view(len(kept), *inputs.shape[1:]), inputs, means)
 
     def counts(self) -> dict[str, int]:
         """How often the teacher takes each action where it played."""

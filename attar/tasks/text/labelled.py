@@ -170,6 +170,21 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
         """The training texts and where they are cut off."""
         return {"texts": self.texts, "max_length": self.max_length}
 
+    def told(self, part: str, row: int) -> dict[str, Any]:
+        """The text and its key."""
+        number = self._part(part)[row]
+        return {"input": self._texts[number], "key": self._keys[number]}
+
+    def pieces(self, inputs: Sequence[str]) -> int:
+        """The words of the text, whatever a tokenizer makes of them."""
+        return len(inputs[0].split())
+
+    def seen(self, inputs: Sequence[str], kept: Tensor) -> tuple[str, ...]:
+        """The text with some of its words alone."""
+        words = inputs[0].split()
+        rows = kept.tolist()
+        return tuple(" ".join(w for w, k in zip(words, row, strict=True) if k) for row in rows)
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model's tokenizer beside it."""
         tokenizing.tokenizer_of(model).save_pretrained(folder)

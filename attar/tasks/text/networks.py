@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from attar.errors import ModelError
-from attar.tasks.files import opened
+from attar.tasks.files import check_classes, opened
 from attar.tasks.loading import folder_of, load_transformers
 from attar.tasks.text.foreign import INPUTS, KerasNetwork, is_keras, tokenizer_beside
 from attar.tasks.text.tokenizing import Tokenizer, tokenizer_at, tokenizer_of
@@ -35,6 +35,7 @@ def load(
 ) -> nn.Module:
     """A network by name, in eval mode, in float32, its classes in the task's order."""
     if (network := opened(name, threads, INPUTS, "text")) is not None:
+        check_classes(network, classes)
         vars(network)["tokenizer"] = tokenizer_beside(Path(name))
         return network
     if name.endswith(".keras"):

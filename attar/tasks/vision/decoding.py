@@ -103,12 +103,14 @@ class Pictures:
     """All pictures of a task by row, as pixels or, where those are too many, as files.
 
     shape: (height, width) of all
+    places: where each comes from, in words
     """
 
     raw: Sequence[tuple[Album, int]]
     side: int | None
     shape: tuple[int, int]
     pixels: Tensor | None
+    places: Sequence[str]
 
     def at(self, rows: Sequence[int]) -> Tensor:
         """The pixels (rows, 3, height, width) uint8 of some rows."""
@@ -150,8 +152,9 @@ def look_through(
         keys[part].append(key(f"{seen.shape}".encode() + seen.tobytes()))
     tables = {part: _table(album, rows[part], keys[part]) for part, album in albums.items()}
     pixels = None if kept is None else kept[: len(raw)]
-    notes = _told(bad) + _lost(albums["train"], tables["train"])
-    return Pictures(raw if pixels is None else (), side, shape, pixels), tables, notes
+    places = [_place(*each) for each in raw]
+    pictures = Pictures(raw if pixels is None else (), side, shape, pixels, places)
+    return pictures, tables, _told(bad) + _lost(albums["train"], tables["train"])
 
 
 def _good(

@@ -19,6 +19,9 @@ from attar.tasks.vision.augmenting import CHANGES, MIXTURES, View, mixed, partne
 from attar.tasks.vision.decoding import look_through
 from attar.types import Batch, Count
 
+ACROSS = 7
+"""Patches along the longer side of a picture that is explained by hiding them."""
+
 
 class classification(Classification):  # noqa: N801  (a recipe names it)
     """Picture classification from a folder per class, npz, parquet, arrow, or `datasets`.
@@ -167,6 +170,25 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
         height, width = self.shape
         return f"It was made for pictures of {width} x {height} pixels."
 
+    def told(self, part: str, row: int) -> dict[str, Any]:
+        """Where the picture comes from, and its key."""
+        number = self._part(part)[row]
+        return {"input": self._pictures.places[number], "key": self._keys[number]}
+
+    def pieces(self, inputs: Tensor) -> int:
+        """The square patches of the picture, about seven along its longer side."""
+        rows, columns = _grid(inputs)
+        return rows * columns
+
+    def seen(self, inputs: Tensor, kept: Tensor) -> Tensor:
+        """The picture with some of its patches alone, the others in its mean colour."""
+        height, width = inputs.shape[2:]
+        mask = kept.reshape(-1, 1, *_grid(inputs)).float()
+        side = _patch(inputs)
+        whole = mask.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., :height, :width]
+        grey = inputs.float().mean((2, 3), keepdim=True).round().to(inputs.dtype)
+        return torch.where(whole > 0, inputs, grey)
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write beside a model how its pictures are normalized."""
         networks.save_beside(model, folder)
@@ -184,3 +206,14 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
     def _batch(self, rows: Sequence[int]) -> Batch:
         keys = tuple(self._keys[row] for row in rows)
         return Batch(self._pictures.at(rows), self._shown[list(rows)], keys)
+
+
+def _patch(pictures: Tensor) -> int:
+    """The side of a patch in pixels."""
+    return -(-max(pictures.shape[2:]) // ACROSS)
+
+
+def _grid(pictures: Tensor) -> tuple[int, int]:
+    """How many patches stand above and beside one another; the last may be cut off."""
+    height, width = (-(-length // _patch(pictures)) for length in pictures.shape[2:])
+    return height, width

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import MissingExtra, ModelError
-from attar.tasks.files import opened
+from attar.tasks.files import check_classes, opened
 from attar.tasks.loading import device_of, folder_of, load_transformers, quiet, told
 
 PAPER = "preprocessor_config.json"
@@ -47,6 +47,7 @@ def load(
     """A network by name, in eval mode, in float32, its classes in the task's order."""
     source, colon, rest = name.partition(":")
     if (network := opened(name, threads, ("pixel_values",), "picture")) is not None:
+        check_classes(network, classes)
         folders = [Path(name).parent / each for each in BESIDE]
         found = [folder / PAPER for folder in folders if (folder / PAPER).is_file()]
         return _with(network, _told_by(_json(found[0])) if found else IMAGENET)
