@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,11 +173,24 @@ def _register(family: str, gymnasium: Any) -> None:
             ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
             gymnasium.register_envs(ale_py)
         elif "MinAtar/Breakout-v1" not in gymnasium.registry:
-            from minatar.gym import register_envs
+            with _unlogged():
+                from minatar.gym import register_envs
 
             register_envs()
     except ImportError as error:
         raise MissingExtra(library, extra, f"An environment of {family}") from error
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without what MinAtar logs of libraries that only its windows need, and how."""
+    handlers = list(logging.root.handlers)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.handlers[:] = handlers
 
 
 def _lacking(said: str) -> tuple[str, str]:
