@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attar.lineage import teachers
 from attar.report import Report, sentences
@@ -102,6 +102,27 @@ PICTURES = {
 """The same for pictures."""
 
 
+STATE_ONNX = """import json, numpy, onnxruntime
+shown = json.load(open("observation/observation.json"))["observation"]
+asked = {{"observation": numpy.zeros([1, *shown], numpy.float32)}}  # as the environment shows it
+print(onnxruntime.InferenceSession("{name}").run(None, asked)[0])
+"""
+
+STATE_ATTAR = """import torch
+from attar import students
+model = students.load(".")
+print(model(observation=torch.zeros({observation})))  # as the environment shows it
+"""
+
+STATES = {
+    ".onnx": ("onnx", STATE_ONNX, ""),
+    ".xml": ("openvino", "", ""),
+    ".pte": ("executorch", "", ""),
+    "attar": ("attar", STATE_ATTAR, ""),
+}
+"""The same for the states of an environment."""
+
+
 def write_cards(here: Setting, report: Report, paths: Mapping[str, Path]) -> list[Path]:
     """Write a card into each folder of the run that holds models, for all of them there.
 
@@ -131,10 +152,14 @@ def _free(folder: Path) -> Path:
 
 
 def _about(here: Setting, path: Path) -> About:
-    library, load, tokenizer = _loading(path, here.task.facts.get("shape"))
-    data = here.recipe.task.options.get("dataset", here.recipe.task.name)
+    library, load, tokenizer = _loading(path, here.task.facts)
+    said = here.recipe.task.options
+    data = said.get("dataset", said.get("environment", here.recipe.task.name))
+    acts = here.task.kind.startswith("control.")
     return About(
-        kind=here.recipe.task.name.replace("vision", "image").replace(".", "-"),
+        kind="reinforcement-learning"
+        if acts
+        else here.recipe.task.name.replace("vision", "image").replace(".", "-"),
         classes=len(here.task.classes),
         limit=here.task.limit,
         data=Path(str(data)).name,
@@ -145,15 +170,16 @@ def _about(here: Setting, path: Path) -> About:
     )
 
 
-def _loading(path: Path, shape: Sequence[int] | None) -> tuple[str, str, str]:
+def _loading(path: Path, facts: Mapping[str, Any]) -> tuple[str, str, str]:
     """The library that loads it, how, and where its tokenizer lies.
 
-    shape: height and width of its pictures; None where it reads texts
+    facts: of the task, which tell what it is shown
     """
-    height, width = shape or (0, 0)
+    height, width = facts.get("shape") or (0, 0)
     papers = {PAPER: "attar", "config.json": "transformers"}
     folder = next((kind for paper, kind in papers.items() if (path / paper).is_file()), "")
-    known = TEXTS if shape is None else PICTURES
+    known = PICTURES if width else STATES if "observation" in facts else TEXTS
     library, lines, tokenizer = known.get(path.suffix or folder, ("other", "", ""))
-    said = lines.format(asked=ASKED, name=path.name, width=width, height=height)
+    more = {"observation": [1, *facts.get("observation", [])]}
+    said = lines.format(asked=ASKED, name=path.name, width=width, height=height, **more)
     return library, said, tokenizer

@@ -30,6 +30,8 @@ def load(here: Setting, name: str, **how: Any) -> nn.Module:
     """
     source, colon, function = name.rpartition(":")
     own = Path(name).expanduser()
+    if own.suffix in here.task.formats:
+        return here.task.load(name, **how)
     if own.suffix == ".safetensors" or (own / students.PAPER).is_file():
         return _own(here, own, **how)
     if not colon or source in LIBRARIES or not function.isidentifier():
@@ -102,6 +104,10 @@ def built(here: Setting) -> nn.Module:
     assert here.plan.teacher is not None
     torch.manual_seed(here.recipe.seed)
     function = here.plan.teacher.function
+    if here.plan.teacher.name == "reinforce":
+        return here.task.beginner(
+            algorithm=chosen(function, "algorithm"), widths=chosen(function, "widths")
+        )
     if "network" in function.keywords:
         return fresh(here, function.keywords["network"])
     return load(here, function.keywords["model"], new_head=not chosen(function, "keep_head"))

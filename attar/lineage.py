@@ -12,6 +12,9 @@ from attar.recipe import Resolved, check, read
 from attar.report.card import Teacher
 from attar.tasks.loading import folder_of
 
+OWN = ("train", "reinforce")
+"""Ways to a teacher that begin with nobody's work."""
+
 LONGEST = 60
 """Letters of a licence's name; what is longer is its text."""
 
@@ -25,7 +28,7 @@ def teachers(plan: Resolved, trust: bool = False) -> tuple[Teacher, ...]:
     if (piece := plan.teacher) is not None and "recipe" in piece.function.keywords:
         other = check(read(piece.function.keywords["recipe"]), trust=trust)
         found += teachers(other, trust)
-    elif piece is not None and "network" not in piece.function.keywords:  # else it is one's own
+    elif piece is not None and piece.name not in OWN:  # else it is one's own
         found.append(teacher(str(piece.function.keywords.get("model", piece.name))))
     if plan.teach is not None:
         found += map(teacher, plan.teach.function.keywords.get("others") or ())

@@ -35,6 +35,7 @@ from attar.measure.memory import finished
 from attar.measure.questions import by_name, length, question
 from attar.report import Report, Row, verdict
 from attar.tasks import text
+from attar.tasks.control.states import States
 
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
@@ -146,6 +147,7 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
             memory_bytes=bytes_of.get(entry.name),
             energy_j=joules.get(entry.name),
             after=entry.after,
+            interval=_interval(scores.get(entry.name, {})),
         )
         for entry in entries
     ]
@@ -213,10 +215,12 @@ def _keep(here: Setting, predicted: Mapping[str, Classes]) -> None:
     """Write each row's answers to the test split beside the report, for paired comparisons."""
     told = {"classes": json.dumps(list(here.task.classes)), "part": TEST}
     told["test_hash"] = here.task.hash_of(TEST)
-    answers = {"truth": here.task.truth(TEST), **predicted}
+    truth = here.task.truth(TEST)
+    answers = {**({} if truth is None else {"truth": truth}), **predicted}
     here.out.mkdir(parents=True, exist_ok=True)
     unfinished = here.out / f".{PREDICTIONS}.{os.getpid()}"
-    kept = {name: np.ascontiguousarray(each, dtype=np.int32) for name, each in answers.items()}
+    form = np.float64 if truth is None else np.int32
+    kept = {name: np.ascontiguousarray(each, dtype=form) for name, each in answers.items()}
     save_file(kept, unfinished, told)
     unfinished.replace(here.out / PREDICTIONS)
 
@@ -232,8 +236,7 @@ def _scores(
         for number, entry in enumerate(entries):
             advance(number, len(entries), entry.name)
             who = subjects[entry.name]
-            predicted[entry.name] = who.predicted(here, TEST)
-            found[entry.name] = here.task.judge(predicted[entry.name], TEST)
+            predicted[entry.name], found[entry.name] = _judged(here, who, entry.model, TEST)
             if entry.name in book.best:
                 best = copy.deepcopy(entry.model)
                 best.load_state_dict(load_file(book.best[entry.name]))
@@ -241,10 +244,25 @@ def _scores(
                 found[entry.name]["best_on_validation"] = scored
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.
-                held = here.task.judge(who.predicted(here, "validation"), "validation")
+                _, held = _judged(here, who, entry.model, "validation")
                 found[entry.name]["validation"] = held["score"]
         advance(len(entries), len(entries), "")
     return found, predicted
+
+
+def _judged(
+    here: Setting, who: Subject, model: nn.Module, part: str
+) -> tuple[Classes, dict[str, float]]:
+    """What a model makes of each example of a part, or what its episodes return; how good it is."""
+    if isinstance(here.task, States):
+        return here.task.judged(model, part)
+    predicted = who.predicted(here, part)
+    return predicted, here.task.judge(predicted, part)
+
+
+def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
+    """Where the mean score likely lies, where the task itself tells."""
+    return (scored["low"], scored["high"]) if {"low", "high"} <= set(scored) else None
 
 
 def answers(
@@ -337,8 +355,9 @@ def _written(
         rows=rows,
         cost={"seconds": {key: round(value, 2) for key, value in book.seconds.items()}},
         plan=plan,
-        verdict=verdict(rows, threads=timing.threads),
+        verdict=verdict(rows, here.task.score_name, threads=timing.threads),
         history=book.history,
+        score_name=here.task.score_name,
         audits=audits,
     )
     report.write(here.out)

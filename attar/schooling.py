@@ -98,6 +98,8 @@ def lessons(
             "engine": engine,
             "classes": here.task.classes,
             "load": partial(load, here, partly=True),
+            "act": here.task.act,
+            "examples": here.task.size("train"),
             "make": partial(_peer, here, teacher),
             "judge": _judge(here, taught),
             "steps": steps,

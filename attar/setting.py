@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from attar.recipe import Recipe, Resolved, check, read
 from attar.resolve import ask
 from attar.screen import Screen, Silent
 from attar.tasks.classes import Classification
+from attar.tasks.control.states import States
 from attar.tracking import Tracking
 
 
@@ -39,6 +40,10 @@ class Setting:
     command: str
     trust: bool = False
     track: Tracking = field(default_factory=Tracking)
+
+    def with_states(self, teacher: nn.Module | None) -> Setting:
+        """The same with what the teacher meets, where a task's data come of who acts in it."""
+        return self if teacher is None else replace(self, task=self.task.met(teacher))
 
     def taught_by(self, scheme: str) -> bool:
         """Whether the recipe's scheme is the one of this name."""
@@ -121,17 +126,23 @@ def begin(
     plan = check(paper, trust=trust)
     folder = Path(out) if out is not None else Path("runs") / (paper.name or name)
     screen = screen or Silent()
-    task = ask(plan.task.function, {"seed": paper.seed})
+    task = ask(plan.task.function, {"seed": paper.seed, "trust": trust})
     _check_lengths(plan, task)
+    _check_audit(plan, task)
     for note in task.notes:
         screen.say(note)
-    screen.say(
-        f"Data: {task.size('train')} training {task.noun} ({task.size('labelled')} labelled), "
-        f"{task.size('validation')} for validation, {task.size('test')} to test, "
-        f"{len(task.classes)} classes."
-    )
+    screen.say(task.summary)
     engine = ask(plan.engine.function, {})
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
+
+
+def _check_audit(plan: Resolved, task: Classification) -> None:
+    """Raises RecipeError where answers are to be audited that nothing makes right or wrong."""
+    if isinstance(task, States) and any(piece.name == "audit" for piece in plan.measure):
+        raise RecipeError(
+            f"audit weighs answers that are right or wrong, and {task.kind} has a {task.score_name}"
+            " instead; leave it out."
+        )
 
 
 def _check_lengths(plan: Resolved, task: Classification) -> None:

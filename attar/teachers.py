@@ -16,13 +16,14 @@ from attar.engine import local
 from attar.errors import ModelError
 from attar.losses import response
 from attar.screen import Silent
+from attar.tasks import control
 from attar.tasks.classes import Classification
 from attar.types import Count, Lesson, Positive
 
 Load = Callable[..., nn.Module]
 """Gives a model by its name; takes `new_head`."""
 
-__all__ = ["born_again", "distilled", "finetune", "load", "train"]
+__all__ = ["born_again", "distilled", "finetune", "load", "reinforce", "train"]
 
 
 def load(load: Callable[[str], nn.Module], *, model: str) -> nn.Module:
@@ -215,6 +216,41 @@ def train(
         optimizer=optimizer,
         weight_decay=weight_decay,
         decay="cosine",
+    )
+
+
+def reinforce(
+    task: control.policy,
+    engine: local,  # noqa: ARG001  (whoever asks for it is kept in the cache)
+    watch: Watch | None = None,
+    *,
+    algorithm: Literal["ppo", "a2c", "dqn", "sac", "td3", "ddpg"] = "ppo",
+    steps: Count = 100_000,
+    widths: tuple[Count, ...] = (64, 64),
+    environments: Count = 1,
+    lr: Positive | None = None,
+    settings: dict[str, Any] | None = None,
+) -> nn.Module:
+    """An agent trained by the reward of its environment, with stable-baselines3.
+
+    Ten times on the way it plays without exploring; the weights that did best are its last. A
+    training that was killed begins anew.
+
+    algorithm: ppo, a2c or dqn for choices; ppo, a2c, sac, td3 or ddpg for numbers
+    steps: of all environments together
+    widths: of its hidden layers
+    environments: how many it plays in at a time
+    lr: learning rate; the algorithm's own where left out
+    settings: what else stable-baselines3's class takes, by its own names: {gamma: 0.98}
+    """
+    return task.reinforced(
+        watch,
+        steps,
+        algorithm=algorithm,
+        widths=widths,
+        environments=environments,
+        lr=lr,
+        settings=settings,
     )
 
 

@@ -76,6 +76,10 @@ DOORS = {
     "safetensors": ("",),
     "torch": ("",),
     "torch_pruning": ("compress/prune/",),
+    "gymnasium": ("tasks/control/",),
+    "stable_baselines3": ("tasks/control/",),
+    "ale_py": ("tasks/control/",),
+    "minatar": ("tasks/control/",),
     "mlflow": ("tracking.py",),
     "wandb": ("tracking.py",),
     "tensorboard": (),
@@ -87,6 +91,7 @@ OPTIONAL = {
     *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
     *("torch_pruning", "PIL", "timm", "torchvision", "captum"),
     *("mlflow", "wandb", "tensorboard"),
+    *("gymnasium", "stable_baselines3", "ale_py", "minatar"),
 }
 
 FORBIDDEN_FILES = {"utils", "util", "common", "core", "base", "helpers", "misc"}

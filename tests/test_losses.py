@@ -22,7 +22,7 @@ Loss = Callable[..., Any]
 ROOM = names("attar.losses")
 LOSSES = list(ROOM.values())
 FILES = sorted(Path(losses.__path__[0]).rglob("*.py"))
-ROWS, HEADS, LENGTH, WIDTH, CLASSES = 6, 3, 5, 24, 5
+ROWS, HEADS, LENGTH, WIDTH, CLASSES = 6, 3, 5, 24, 6
 KINDS = {  # what `student` can be, without its rows
     "Logits": (CLASSES,),
     "Features": (LENGTH, WIDTH),
@@ -41,6 +41,9 @@ KNOWN = LABELS != -100
 
 LEARNS = "it learns a projection of its own, which begins anywhere: student = teacher is no place"
 DRAWS = "what it hides is drawn anew for each example of a batch"
+STEEP = "it squares distances in units of a small deviation"
+SHARP = "its teacher is a sharpened one: it is least at that policy, not at the teacher's logits"
+CHOICE = "it is a cross-entropy with the choice: what the teacher thinks of all else is lost"
 ALONE = "it compares examples with one another: one alone has nobody to be compared with"
 NOT_KEPT: dict[str, dict[str, str]] = {
     "least where student equals teacher": {
@@ -48,6 +51,8 @@ NOT_KEPT: dict[str, dict[str, str]] = {
         **dict.fromkeys(("feature.vid", "feature.review", "relation.crd"), LEARNS),
         "relation.seed": LEARNS,
         "feature.ab": "it wants each neuron on the teacher's side by a margin, however far",
+        "policy.kl": SHARP,
+        "policy.nll": CHOICE,
         "response.nkd": "its first part is a cross-entropy: it always asks for more of the target",
         "response.weighted": "its first part is the cross-entropy with the labels",
         "response.wttm": "it is least where the student equals the softened teacher",
@@ -57,6 +62,8 @@ NOT_KEPT: dict[str, dict[str, str]] = {
         **dict.fromkeys(("feature.vid", "feature.review", "relation.crd"), LEARNS),
         "relation.seed": LEARNS,
         "feature.ab": "it wants each neuron on the teacher's side by a margin, however far",
+        "policy.kl": SHARP,
+        "policy.nll": CHOICE,
         "response.nkd": "it is a cross-entropy, not a divergence",
         "response.soft_cross_entropy": "at its least it is the teacher's entropy",
         "response.weighted": "its first part is the cross-entropy with the labels",
@@ -65,6 +72,8 @@ NOT_KEPT: dict[str, dict[str, str]] = {
     "nearer by a step": {
         **dict.fromkeys(("feature.ft", "feature.mgd", "feature.ofd", "feature.srd"), LEARNS),
         **dict.fromkeys(("feature.review", "relation.crd"), LEARNS),
+        "policy.kl": SHARP,
+        "policy.nll": CHOICE,
     },
     "any order": {"feature.mgd": DRAWS},
     "twice over": {
@@ -78,6 +87,7 @@ NOT_KEPT: dict[str, dict[str, str]] = {
         **dict.fromkeys(("relation.similarity", "relation.graph"), ALONE),
     },
     "large in float16": {
+        **dict.fromkeys(("policy.gaussian_kl", "policy.gaussian_reverse_kl"), STEEP),
         "feature.fsp": "it squares products of two layers: a gradient of the third power of both",
     },
     "other widths": {

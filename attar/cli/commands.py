@@ -166,6 +166,7 @@ def teach(
         raise RecipeError(f"{place}: only `teach: offline` with a teacher keeps its knowledge")
     book = Book()
     teacher = pipeline.find_teacher(here, book)
+    here = here.with_states(teacher)
     student = casting.build_student(here, teacher)
     taught = schooling.teaching(here, teacher, student, book)
     if not any(term.needs_teacher for term in taught.terms):

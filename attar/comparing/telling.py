@@ -177,14 +177,17 @@ def _listed(weighed: Sequence[Weighed], *, why: bool = False) -> str:
 
 def _told(each: Weighed, why: bool) -> str:
     found = each.found
-    ends = " to ".join(_signed(end) for end in (found.low, found.high))
-    said = f"{each.result.line.name} {_signed(found.mean)} points ({ends}"
+    shares = all(0 <= result.score <= 1 for result in (each.result, each.against))
+    ends = " to ".join(_signed(end, shares) for end in (found.low, found.high))
+    unit = " points" if shares else ""
+    said = f"{each.result.line.name} {_signed(found.mean, shares)}{unit} ({ends}"
     return f"{said}; {found.why})" if why else f"{said})"
 
 
-def _signed(share: float) -> str:
-    """A difference of shares in points: "+1.2", "−0.3"."""
-    return f"{'−' if round(100 * share, 1) < 0 else '+'}{points(share, True).partition(' ')[0]}"
+def _signed(difference: float, shares: bool) -> str:
+    """A difference, of shares in points: "+1.2", "−0.3"."""
+    below = round(100 * difference, 1) < 0 if shares else difference < 0
+    return f"{'−' if below else '+'}{points(difference, shares).partition(' ')[0]}"
 
 
 def _method(seeds: Sequence[int]) -> str:

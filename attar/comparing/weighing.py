@@ -19,7 +19,7 @@ from attar.report import Report, Row
 from attar.results import PREDICTIONS
 
 Hits = np.ndarray[Any, Any]
-"""Whether each test example was answered right."""
+"""Whether each test example was answered right; or what each was worth, as returns are."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Result:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        values = [hits.astype(np.int64) for _, hits in sorted(self.hits.items())]
+        values = [hits.astype(float) for _, hits in sorted(self.hits.items())]
         low, high = interval(values, crossed=len(set(self.tests.values())) == 1)
         return low, high
 
@@ -102,7 +102,10 @@ def _hits(file: Path, row: str) -> tuple[Hits, str]:
     with safe_open(file, framework="numpy") as kept:
         if row not in kept.keys():  # noqa: SIM118  (it is no mapping)
             raise DataError(f"{file} keeps no answers of {row}")
-        return kept.get_tensor(row) == kept.get_tensor("truth"), kept.metadata()["test_hash"]
+        found = kept.get_tensor(row)
+        if "truth" in kept.keys():  # noqa: SIM118
+            found = found == kept.get_tensor("truth")
+        return found, kept.metadata()["test_hash"]
 
 
 @dataclass(frozen=True)

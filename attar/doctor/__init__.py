@@ -48,6 +48,7 @@ def examine(
     yield from data(here)
     try:
         cast = pipeline.cast(here, Book())
+        here = here.with_states(cast.teacher)
     except AttarError as error:
         yield _told("models", error)
         return

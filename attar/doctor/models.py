@@ -30,6 +30,9 @@ def data(here: Setting) -> Iterator[Finding]:
     says = f"test {task.noun} are training {task.noun} too"
     yield share("leakage", twice, says, "scores on them are too good; remove them from either")
     sizes = task.counts().values()
+    if not sizes:
+        yield Finding("balance", None, "Actions are numbers: there are no classes to be balanced.")
+        return
     least, most = min(sizes), max(sizes)
     says = f"Classes have {least} to {most} labelled {task.noun}"
     told = f"{says}." if most <= 10 * least else f"{says}: read macro_f1 beside the accuracy."
@@ -78,6 +81,8 @@ def label_order(here: Setting, cast: Cast) -> Iterator[Finding]:
         yield Finding(
             name, False, f"The teacher's class {at} is {its!r}, the data's is {ours!r}: {cure}"
         )
+    elif not here.task.size("labelled"):
+        yield Finding(name, None, f"No {here.task.noun} have labels to compare it with.")
     elif not cast.trained:
         yield Finding(name, True, f"The teacher will be trained for these {len(classes)} classes.")
     else:

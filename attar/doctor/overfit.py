@@ -34,6 +34,9 @@ def overfit(here: Setting, cast: Cast) -> Iterator[Finding]:
     if step is None:
         yield Finding(name, None, "The recipe trains no student: it has no distill step.")
         return
+    if not cast.trained and not here.task.size("labelled"):
+        yield Finding(name, None, "The teacher is trained first, and there are no labels but its.")
+        return
     terms = _constant(here, cast)
     part = "train" if cast.trained else "labelled"
     size = min(32, chosen(step, "batch_size"))

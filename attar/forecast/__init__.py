@@ -57,6 +57,7 @@ def forecast(here: Setting) -> Forecast:
     """
     start, book, load = time.perf_counter(), Book(), machine.load()
     cast = pipeline.cast(here, book)
+    here = here.with_states(cast.teacher)
     stages = [Stage("reading and loading", time.perf_counter() - start)]
     look = _look(here, cast)
     if casting.teacher_kept(here) is not None:

@@ -1,6 +1,7 @@
 """Whether one arm's score is above another's: paired intervals and tests over seeds and examples.
 
-Arms are given by their hits: which test examples each seed's model answers right. Both arms answer
+Arms are given by their hits: which test examples each seed's model answers right; or by what each
+example was worth. Both arms answer
 the same examples from the same seeds, so all is computed on their differences, pair by pair.
 """
 
@@ -20,6 +21,9 @@ RESAMPLES = 10_000
 
 ROUNDED = 1 + 1e-9
 """How much more a sum of chances may be for how floats are added."""
+
+STEPS = 1_000
+"""Whole numbers from 0 to the largest of differences that are none."""
 
 AT_ONCE = 1_000
 """Resamples in memory at a time."""
@@ -91,15 +95,20 @@ class Difference:
 def weigh(one: Sequence[Numbers], other: Sequence[Numbers], *, crossed: bool = True) -> Difference:
     """One arm's hits against another's: mean difference in score, interval and tests.
 
-    one, other: for each seed, whether each test example was answered right, in the same order
+    one, other: for each seed, whether each test example was answered right, or what it was worth,
+        in the same order
     crossed: whether all seeds were tested on the same examples; else each has its own
     """
-    apart = [np.subtract(a, b, dtype=np.int64) for a, b in zip(one, other, strict=True)]
+    counted = all(each.dtype == np.bool_ for each in (*one, *other))
+    form = np.int64 if counted else np.float64
+    apart = [np.subtract(a, b, dtype=form) for a, b in zip(one, other, strict=True)]
     low, high = interval(apart, crossed=crossed)
     by_example = np.sum(apart, axis=0) if crossed else np.concatenate(apart)
     by_seed = tuple(float(each.mean()) for each in apart)
     # Whole numbers, and of one length where crossed; else means are flipped as they are told.
     sums = [int(each.sum()) for each in apart] if crossed else _whole(by_seed)
+    if not counted:
+        by_example, sums = np.array(_scaled(by_example)), _scaled(by_seed)
     return Difference(
         mean=float(np.mean(by_seed)),
         low=low,
@@ -175,6 +184,12 @@ def _coins(count: int) -> Numbers:
 def _whole(means: Sequence[float]) -> list[int]:
     """Means as whole numbers of millionths."""
     return [round(1e6 * each) for each in means]
+
+
+def _scaled(values: Sequence[float] | Numbers) -> list[int]:
+    """Values as whole numbers of thousandths of the largest."""
+    largest = float(np.abs(values).max()) or 1.0
+    return [round(STEPS * float(each) / largest) for each in values]
 
 
 def least_p(seeds: int) -> float:

@@ -12,7 +12,7 @@ from attar.report import figures, sentences
 from attar.report.markdown import fenced, recipe_text
 from attar.report.rows import Row
 from attar.report.table import escape, markdown
-from attar.report.weighing import standard_error
+from attar.report.weighing import points, share, standard_error
 
 if TYPE_CHECKING:
     from attar.report.paper import Report
@@ -171,7 +171,8 @@ def _measured(report: Report, rows: Sequence[Row]) -> Iterator[str]:
     """On what the scores stand, and on which machine the times were taken."""
     sure = [(row.examples, standard_error(row)) for row in rows]
     for examples, error in [each for each in sure if each[0]][:1]:
-        off = f", with a standard error of {100 * error:.1f} points" if error is not None else ""
+        told = "" if error is None else points(error, share(rows))
+        off = f", with a standard error of {told}" if told else ""
         yield f"The {report.score_name} is of {examples:,} test examples{off}."
     if any(row.latency_ms for row in rows):
         known = report.environment

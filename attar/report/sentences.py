@@ -196,6 +196,6 @@ def caution(rows: Sequence[Row]) -> str:
     error, row = max(known, key=lambda pair: pair[0])
     return (
         f"Every difference is from one seed, and each score carries a standard error of up to "
-        f"{100 * error:.1f} points ({row.examples:,} test examples): repeat with other seeds "
+        f"{points(error, share(rows))} ({row.examples:,} test examples): repeat with other seeds "
         f"before trusting a small one."
     )

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from attar.report import figures
 from attar.report.rows import Row
 
+WIDTH = 2 * 1.96
+"""Standard errors in a 95 % interval, if what is in it is normal."""
+
+NOTHING = 1e-4
+"""A difference of scores that are no shares below which they are level: rounding in a runtime."""
+
 EVEN = 0.75
 """The nearer end of an interval as a part of the farther one from which it is told as ±."""
 
@@ -32,11 +38,18 @@ def points(difference: float, shares: bool) -> str:
 
 def level(difference: float, shares: bool) -> bool:
     """Whether the difference vanishes at the precision it is told in."""
-    return round(100 * difference, 1) == 0 if shares else difference == 0
+    return round(100 * difference, 1) == 0 if shares else abs(difference) < NOTHING
 
 
 def standard_error(row: Row) -> float | None:
-    """Binomial standard error of the row's score over the test split; None where unknown."""
+    """Standard error of the row's score over the test split; None where unknown.
+
+    Of a share it is binomial. Of other scores, as returns are, it is told by their interval, where
+    that is of one seed.
+    """
+    if row.score is not None and row.interval is not None and row.examples and not row.by_seed:
+        low, high = row.interval
+        return (high - low) / WIDTH
     if row.score is None or not row.examples or not 0 <= row.score <= 1:
         return None
     return math.sqrt(row.score * (1 - row.score) / row.examples)

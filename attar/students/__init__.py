@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attar.students.convolutional import cnn
+from attar.students.dense import convnet, mlp
 from attar.students.folder import PAPER as PAPER
 from attar.students.folder import load as load
 from attar.students.folder import paper_of as paper_of
@@ -18,10 +19,12 @@ from attar.students.wide import wideresnet
 
 __all__ = [
     "cnn",
+    "convnet",
     "encoder",
     "joined",
     "layers",
     "lstm",
+    "mlp",
     "mobilenet",
     "pretrained",
     "resnet",

@@ -15,6 +15,7 @@ from attar.depth import blocks, with_layers
 from attar.errors import MissingExtra, ModelError
 from attar.shapes import fit_
 from attar.students.convolutional import Cnn
+from attar.students.dense import Convnet, Mlp
 from attar.students.joined import Joined, join
 from attar.students.mobile import Mobile
 from attar.students.pictures import PARTS
@@ -30,6 +31,7 @@ PICTURES: dict[str, type[Residual] | type[Mobile] | type[Wide]] = {
     "mobilenet": Mobile,
     "wideresnet": Wide,
 }
+STATES: dict[str, type[Mlp] | type[Convnet]] = {"mlp": Mlp, "convnet": Convnet}
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -66,7 +68,7 @@ def load(folder: str | Path) -> nn.Module:
         return _resnet(source, _weights(source)).eval()
     try:
         paper = json.loads((source / PAPER).read_text(encoding="utf-8"))
-        next(name for name in ("joined", "transformers", *TEXTS, *PICTURES) if name in paper)
+        next(n for n in ("joined", "transformers", *TEXTS, *PICTURES, *STATES) if n in paper)
     except (FileNotFoundError, json.JSONDecodeError, StopIteration):
         raise ModelError(f"{source} holds no {PAPER} of a student that attar saved") from None
     weights = _weights(source / WEIGHTS)
@@ -119,8 +121,8 @@ def _tokenizer_in(source: Path) -> Any:
 
 
 def _sees(paper: Mapping[str, Any]) -> bool:
-    """Whether a student is shown pictures."""
-    return any(kind in paper for kind in PICTURES)
+    """Whether a student is shown pictures, or the states of an environment, and no texts."""
+    return any(kind in paper for kind in (*PICTURES, *STATES))
 
 
 def paper_of(model: nn.Module) -> dict[str, Any]:
@@ -128,15 +130,15 @@ def paper_of(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, Residual | Mobile | Wide):
         carried = vars(model).get("normalization")
         return model.recipe | ({} if carried is None else {"normalization": carried})
-    if isinstance(model, Lstm | Cnn):
+    if isinstance(model, Lstm | Cnn | Mlp | Convnet):
         return model.recipe
     if _narrowed(model):
         narrowed: Any = model
         return {"transformers": json.loads(narrowed.config.to_json_string(False))}
     if not isinstance(model, Joined):
         raise ModelError(
-            f"{type(model).__name__} is no lstm or cnn, nor one of attar's networks for pictures: "
-            "use its save_pretrained"
+            f"{type(model).__name__} is no lstm or cnn, nor one of attar's networks for pictures "
+            "or states: use its save_pretrained"
         )
     head: Any = model.head
     facts = {"width": head.in_features, "classes": head.out_features, "bias": head.bias is not None}
@@ -186,8 +188,9 @@ def _built(paper: dict[str, Any], tokenizer: Any) -> nn.Module:
 
 
 def _seeing(paper: dict[str, Any]) -> nn.Module:
-    kind = next(name for name in PICTURES if name in paper)
-    student = PICTURES[kind](paper["classes"], **paper[kind])
+    known: dict[str, Any] = {**PICTURES, **STATES}
+    kind = next(name for name in known if name in paper)
+    student: nn.Module = known[kind](paper["classes"], **paper[kind])
     if "normalization" in paper:
         vars(student)["normalization"] = paper["normalization"]
     return student

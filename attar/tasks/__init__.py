@@ -1,5 +1,5 @@
 """LOAD: what the problem is: data, networks, forward, loss, score."""
 
-from attar.tasks import text, vision
+from attar.tasks import control, text, vision
 
-__all__ = ["text", "vision"]
+__all__ = ["control", "text", "vision"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attar.errors import DataError, ModelError, nearest
+from attar.errors import DataError, ModelError, RecipeError, nearest
 from attar.taps import tapped
 from attar.tasks.loading import logits
 from attar.tasks.sampling import Batches
@@ -24,12 +24,15 @@ class Classification(ABC):
     """A task whose answer is one of some named classes.
 
     kind: its name in a recipe
+    score_name: what `score` is called; formats: endings of model files that it alone reads
     noun: what its examples are, for sentences
     beside: the folder beside an exported file in which `save` writes what a user needs with it
     _drawn: what decides how training examples change, where they do
     """
 
     kind: str
+    score_name: str = "score"
+    formats: tuple[str, ...] = ()
     noun: str
     beside: str
     classes: tuple[str, ...]
@@ -104,6 +107,27 @@ class Classification(ABC):
     @abstractmethod
     def _batch(self, rows: Sequence[int]) -> Batch:
         """The examples of some rows, their labels as they are shown in training."""
+
+    @property
+    def summary(self) -> str:
+        """What there is to learn from, in a sentence."""
+        return (
+            f"Data: {self.size('train')} training {self.noun} ({self.size('labelled')} labelled), "
+            f"{self.size('validation')} for validation, {self.size('test')} to test, "
+            f"{len(self.classes)} classes."
+        )
+
+    def met(self, teacher: nn.Module) -> Classification:  # noqa: ARG002
+        """The task with the data of whoever teaches it; here they are there before anybody does."""
+        return self
+
+    def act(self, *_: Any) -> Batch:
+        """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
+        raise RecipeError(f"student_driven is for tasks of control; {self.noun} are only answered.")
+
+    def beginner(self, *_: Any, **__: Any) -> nn.Module:
+        """What reward trains. Raises RecipeError: here there is none."""
+        raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")
 
     @property
     def has_pool(self) -> bool:
@@ -190,9 +214,10 @@ class Classification(ABC):
         classes: np.ndarray[Any, Any] = self.answers(model, part).argmax(1).numpy()
         return classes
 
-    def truth(self, part: str) -> np.ndarray[Any, Any]:
+    def truth(self, part: str) -> np.ndarray[Any, Any] | None:
         """The true class of each example, in the order of `rows[part]`.
 
+        None where there is nothing to be right about, and examples have a worth instead.
         Raises DataError where one is not known.
         """
         truth = self.labels(part)
@@ -211,6 +236,7 @@ class Classification(ABC):
         at: of which of these they are, where not of all
         """
         truth = self.truth(part) if at is None else self.labels(part)[at]
+        assert truth is not None  # classes are right or wrong
         accuracy = float((predicted == truth).mean())
         return {
             "score": accuracy,

@@ -11,6 +11,7 @@ from attar.teach.asking import found_store as found_store
 from attar.teach.asking import offline, online
 from attar.teach.asking import open_store as open_store
 from attar.teach.asking import store_folder as store_folder
+from attar.teach.driven import student_driven
 from attar.teach.imagined import data_free
 from attar.teach.itself import own, self_ema, virtual
 from attar.teach.peers import mutual
@@ -27,6 +28,7 @@ __all__ = [
     "own",
     "self_ema",
     "stored",
+    "student_driven",
     "uncertain",
     "virtual",
 ]
