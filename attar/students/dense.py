@@ -22,6 +22,7 @@ LEAST = 1e-3
 def mlp(
     classes: Sequence[str],
     observations: Tensor,
+    level: tuple[float, float] | None = None,
     *,
     widths: Sequence[Count] = (8,),
     activation: Bend = "relu",
@@ -29,11 +30,18 @@ def mlp(
     """Linear layers over what is seen, each number of it first brought to mean 0 and deviation 1.
 
     observations: (states, ...), by which that is done: it is part of the network
+    level: mean and deviation of what is to be told, where it is a value: its answers begin there
     widths: of the hidden layers; none is a linear policy
     activation: relu or tanh
     """
     flat = observations.flatten(1).float()
-    student = Mlp(classes, inputs=flat.shape[1], widths=list(widths), activation=activation)
+    student = Mlp(
+        classes,
+        inputs=flat.shape[1],
+        widths=list(widths),
+        activation=activation,
+        level=None if level is None else list(level),
+    )
     if len(flat) > 1:
         student.centre.copy_(flat.mean(0))
         student.scale.copy_(flat.std(0).clamp(min=LEAST))
@@ -50,13 +58,21 @@ class Mlp(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, classes: Sequence[str], *, inputs: int, widths: list[int], activation: str
+        self,
+        classes: Sequence[str],
+        *,
+        inputs: int,
+        widths: list[int],
+        activation: str,
+        level: list[float] | None = None,
     ) -> None:
         super().__init__()
+        said = {"inputs": inputs, "widths": widths, "activation": activation, "level": level}
         self.recipe = {
-            "mlp": {"inputs": inputs, "widths": widths, "activation": activation},
+            "mlp": said,
             "classes": list(classes),
         }
+        self.level = level
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         sizes = [inputs, *widths]
@@ -72,7 +88,7 @@ class Mlp(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         seen = (observation.flatten(1) - self.centre) / self.scale
         answers: Tensor = self.head(self.hidden(seen))
-        return answers
+        return answers if self.level is None else self.level[0] + self.level[1] * answers
 
 
 def convnet(

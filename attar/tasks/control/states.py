@@ -66,9 +66,8 @@ class States(Classification):
         self.world, self._seed, self._size, self._explore = world, seed, size, explore
         self.notes = ()
         self._gathering = self._gathered = False
-        nobody = self._by_chance()
         parts = {
-            part: self._some(self._played(nobody, part, REHEARSED, 1.0), REHEARSED)
+            part: self._some(self._played(self._idle, part, REHEARSED, 1.0), REHEARSED)
             for part in ("train", "validation", "test")
         }
         self._keep(parts)
@@ -284,10 +283,13 @@ class States(Classification):
     def _read(self, path: Path) -> nn.Module:
         return agents.read(path, self.world)
 
-    def _by_chance(self) -> Answer:
-        """Whoever acts, chance moves."""
-        wide = (self.world.low.size,) if not self.world.choices else ()
-        return lambda shown: np.zeros((len(shown), *wide), int)
+    def nothing(self, rows: int) -> Numbers:
+        """The first choice, or zeros, for each of so many rows."""
+        wide = () if self.world.choices else (self.world.low.size,)
+        return np.zeros((rows, *wide), int)
+
+    def _idle(self, shown: Numbers) -> Numbers:
+        return self.nothing(len(shown))
 
     def _played(self, act: Answer, part: str, states: int, explore: float) -> list[Episode]:
         seeds = self.seeds(part, min(states, EACH - 1) if self._gathering else 2)
@@ -347,3 +349,22 @@ def _adopted(model: Any) -> nn.Module:
     except TypeError as error:
         raise ModelError(f"{kind} can't be called as `model(observation=...)`: {error}.") from error
     return model  # type: ignore[no-any-return]
+
+
+def beside(task: States, model: nn.Module) -> Answer:
+    """How the agent acts that a model is a part of; a student, which is of none, does nothing.
+
+    An agent is carried beside its part, not in it: it is neither taught nor counted.
+    """
+    acting: nn.Module | None = vars(model).get("acts")
+
+    def answer(shown: Numbers) -> Numbers:
+        seen = torch.from_numpy(shown)
+        if acting is None:
+            with evaluating(model), torch.no_grad():  # whether it can be asked
+                task.forward(model, Batch(seen, torch.empty(0), ("",) * len(shown)))
+            return task.nothing(len(shown))
+        with torch.no_grad():
+            return task.actions(acting(observation=seen.float()))
+
+    return answer
