@@ -21,7 +21,7 @@ class Line(gymnasium.Env[Any, Any]):
     def __init__(self, length: int = 8) -> None:
         self.length = length
 
-    def reset(self, *, seed: int | None = None, **_: Any) -> Any:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:  # noqa: ARG002
         super().reset(seed=seed)
         self.place = float(self.np_random.integers(-5, 6)) or 1.0
         self.steps = 0
