@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import yaml
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import attar
 from attar.casting import build_student
-from attar.comparing import Data, compare, running, shares, telling
+from attar.comparing import Data, compare, running, shares, telling, weighing
 from attar.comparing.planning import controlled, planned
 from attar.comparing.running import Crew
-from attar.errors import AttarError, RecipeError
+from attar.errors import AttarError, DataError, RecipeError
 from attar.recipe import comparison_schema, read_comparison
 from attar.report import Report, Row, schema
 from attar.screen import Advance, Silent
@@ -702,6 +703,16 @@ def test_a_store_is_filled_by_one_run_while_the_other_waits(
     asked = sorted(int(sentence.split("; ")[1].split()[0]) for sentence in told)
     assert asked[0] == 0
     assert asked[1] > 0
+
+
+def test_answers_that_are_neither_right_nor_wrong_are_refused_in_a_sentence(
+    tmp_path: Path,
+) -> None:
+    save_file({"student": np.zeros(3, np.int32)}, file := tmp_path / "p.safetensors", {})
+    with pytest.raises(DataError, match="answered right or wrong"):
+        weighing._hits(file, "student")
+    with pytest.raises(DataError, match="keeps no answers of teacher"):
+        weighing._hits(file, "teacher")
 
 
 def test_a_process_ended_from_outside_is_told_by_its_signal() -> None:

@@ -102,6 +102,8 @@ def _hits(file: Path, row: str) -> tuple[Hits, str]:
     with safe_open(file, framework="numpy") as kept:
         if row not in kept.keys():  # noqa: SIM118  (it is no mapping)
             raise DataError(f"{file} keeps no answers of {row}")
+        if "truth" not in kept.keys():  # noqa: SIM118
+            raise DataError("its task has no test examples that are answered right or wrong")
         found = kept.get_tensor(row)
         if "truth" in kept.keys():  # noqa: SIM118
             found = found == kept.get_tensor("truth")
