@@ -14,12 +14,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from attar.distill.loop import Watch
+from attar.distill.loop import Best, Watch
 from attar.engine import local
 from attar.errors import EngineError
 from attar.screen import Screen
+
+BEST = "best.safetensors"
+"""The weights that scored best on the validation split, where a training was validated."""
 
 POINTS = 200
 """Points of a training curve that are kept."""
@@ -87,7 +90,8 @@ def trained(
                     told(record)
 
             model = train(here, watch)
-        _keep(model, curve, folder)
+        best = here.tracked("best")
+        _keep(model, curve, folder, best.weights if isinstance(best, Best) else None)
         here.forget()
     return model, curve, False
 
@@ -114,6 +118,11 @@ def held(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Tied weights are one tensor under several names; safetensors wants each stored by itself.
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
 def done(folder: Path) -> bool:
     """Whether the training that this folder is for has ended."""
     return (folder / "done.json").is_file()
@@ -132,15 +141,17 @@ def found(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, Curv
     return model.eval(), curve
 
 
-def _keep(model: nn.Module, curve: Curve, folder: Path) -> None:
-    """Write the weights, and last the file that says they are whole."""
+def _keep(model: nn.Module, curve: Curve, folder: Path, best: Mapping[str, Tensor] | None) -> None:
+    """Write the weights, the best by validation beside them, and last that they are whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Tied weights are one tensor under several names; safetensors wants each stored by itself.
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    for name, write in (
-        ("model.safetensors", lambda path: save_file(state, path)),
-        ("done.json", lambda path: path.write_text(json.dumps(curve.state_dict()))),
-    ):
+    state = _apart(model.state_dict())
+    written: dict[str, Callable[[Path], object]] = {
+        "model.safetensors": lambda path: save_file(state, path),
+        "done.json": lambda path: path.write_text(json.dumps(curve.state_dict())),
+    }
+    if best is not None:
+        written = {BEST: lambda path: save_file(_apart(best), path)} | written
+    for name, write in written.items():
         temporary = folder / f"{name}.{os.getpid()}"
         write(temporary)
         os.replace(temporary, folder / name)

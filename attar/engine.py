@@ -125,6 +125,10 @@ class local:  # noqa: N801  (a recipe names it, so it is spelled like the functi
         if name in self._waiting:
             self._restore_(name, thing)
 
+    def tracked(self, name: str) -> Stateful | None:
+        """The thing tracked under a name; None where there is none."""
+        return self._tracked.get(name)
+
     def feed(self, batches: Stream) -> Iterator[Batch]:
         """The batches, one by one; where they stand is kept, and checkpoints fall between two.
 

@@ -39,16 +39,15 @@ from attar.resolve import ask, chosen
 from attar.results import Entry, assemble
 from attar.schooling import (
     answers_at_hand,
+    arm_folder,
     fill_store,
     lessons,
     rehearse,
     teachers_answers,
     teaching,
-    who_answers,
 )
 from attar.screen import Screen, Silent
 from attar.setting import Book, Cast, Setting, Teaching, begin
-from attar.store import fingerprint
 from attar.tracking import opened
 from attar.types import Lesson
 
@@ -325,27 +324,9 @@ def train_arm(
     train = partial(fit, here, arm, student, step, taught)
     model, curve = here.trained(arm.name, folder, lambda: student, train)
     book.note(arm.name, curve)
+    if (folder / arms.BEST).is_file():
+        book.best[arm.name] = folder / arms.BEST
     return model
-
-
-def arm_folder(
-    here: Setting,
-    arm: Arm,
-    student: nn.Module,
-    step: partial[Any],
-    teacher: nn.Module | None,
-    taught: Teaching,
-) -> Path:
-    """Where the outcome of one training is kept: named by everything that decides it."""
-    said = here.recipe.to_dict()
-    facts: list[Any] = [arm.name, arm.part, step.keywords, here.recipe.seed, here.task.digest()]
-    facts += [fingerprint(student), here.task.preprocessing(student), here.engine.precision]
-    # Weights don't tell everything: heads and dropout leave their shapes as they are.
-    facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
-    facts += [arm.made] * bool(arm.made)
-    if arm.part == "train":
-        facts += [said["teach"], *who_answers(here, teacher, taught)]
-    return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
 
 
 def fit(

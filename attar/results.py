@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from attar import auditing, measure
@@ -118,7 +120,7 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     if isinstance(here.task, text.classification) and "score" in wanted:
         floor = bag_of_words(here.task, TEST)
     subjects = {each.name: auditing.subject(each.name, each.model, each.source) for each in entries}
-    scores, predicted = _scores(here, entries, subjects) if "score" in wanted else ({}, {})
+    scores, predicted = _scores(here, book, entries, subjects) if "score" in wanted else ({}, {})
     calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
     _sign(here, entries, scores, calibrated)
     for entry in entries:
@@ -130,7 +132,7 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
             f"Timing answers, in turns ({timing.threads} thread, batch {timing.batch}) ..."
         )
         times = by_name(wanted["latency"](answers(here, entries, floor, timing)))
-    joules = _joules(here, entries, floor, wanted["energy"]) if "energy" in wanted else {}
+    joules = energies(here, entries, floor, wanted["energy"]) if "energy" in wanted else {}
     bytes_of = memories(here, entries) if "memory" in wanted else {}
     rows = [
         row(
@@ -224,7 +226,7 @@ def _keep(here: Setting, predicted: Mapping[str, Classes]) -> None:
 
 
 def _scores(
-    here: Setting, entries: Sequence[Entry], subjects: Mapping[str, Subject]
+    here: Setting, book: Book, entries: Sequence[Entry], subjects: Mapping[str, Subject]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Classes]]:
     """What each model scores on the test split, and the classes it answered."""
     found: dict[str, dict[str, float]] = {}
@@ -235,6 +237,11 @@ def _scores(
             advance(number, len(entries), entry.name)
             who = subjects[entry.name]
             predicted[entry.name], found[entry.name] = _judged(here, who, entry.model, TEST)
+            if entry.name in book.best:
+                best = copy.deepcopy(entry.model)
+                best.load_state_dict(load_file(book.best[entry.name]))
+                scored = here.task.score(best, TEST)["score"]
+                found[entry.name]["best_on_validation"] = scored
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.
                 _, held = _judged(here, who, entry.model, "validation")
@@ -278,7 +285,7 @@ def answers(
     return found
 
 
-def _joules(
+def energies(
     here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, energy: partial[Any]
 ) -> dict[str, float]:
     """Energy of one answer; nothing at all where this machine does not tell."""

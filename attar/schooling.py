@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from attar import arms, distill, teach
-from attar.baselines import Scheme, untaught
+from attar.baselines import Arm, Scheme, untaught
 from attar.casting import build_student, load
 from attar.engine import local
 from attar.errors import RecipeError
@@ -207,6 +208,26 @@ def who_answers(here: Setting, teacher: nn.Module | None, taught: Teaching) -> l
         folder = here.plan.teach.function.keywords["store"]
         facts += [opened(folder, facts_of(here, teacher, taught)).manifest["teacher"]]
     return facts
+
+
+def arm_folder(
+    here: Setting,
+    arm: Arm,
+    student: nn.Module,
+    step: partial[Any],
+    teacher: nn.Module | None,
+    taught: Teaching,
+) -> Path:
+    """Where the outcome of one training is kept: named by everything that decides it."""
+    said = here.recipe.to_dict()
+    facts: list[Any] = [arm.name, arm.part, step.keywords, here.recipe.seed, here.task.digest()]
+    facts += [fingerprint(student), here.task.preprocessing(student), here.engine.precision]
+    # Weights don't tell everything: heads and dropout leave their shapes as they are.
+    facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
+    facts += [arm.made] * bool(arm.made)
+    if arm.part == "train":
+        facts += [said["teach"], *who_answers(here, teacher, taught)]
+    return here.out / "arms" / f"{arm.name}-{arms.key(*facts)}"
 
 
 def answers_at_hand(here: Setting) -> bool:

@@ -770,7 +770,7 @@ def test_training_stops_when_scores_no_longer_rise() -> None:
 def test_a_score_that_is_no_number_is_never_the_best() -> None:
     best = Best()
     for value in (math.nan, 0.2, math.nan):
-        best.note(value, nn.Linear(1, 1), keep=False)
+        best.note(value, nn.Linear(1, 1))
     assert (best.score, best.since) == (0.2, 1)
 
 

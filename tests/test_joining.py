@@ -98,8 +98,8 @@ def test_each_run_keeps_its_own_verdict_and_the_page_opens_with_both(joined: Rep
     for name in "ab":
         assert f"{name}: {run().headline}" in joined.verdict
     assert joined.headline == (
-        "2 runs side by side: the best accuracy is 0.800 (a: student); the smallest to ship "
-        "within a point of its peers is a: student-int8_dynamic.onnx (0.799, 3.2 MB)."
+        "2 runs side by side: the best accuracy is 0.800 (a: student); the smallest to ship within "
+        "a point of its peers is a: student-int8_dynamic.onnx (0.799, 3.2 MB)."
     )
     assert joined.html().count('class="big"') == 0
 
@@ -146,7 +146,7 @@ def test_a_hash_of_the_test_split_decides_where_both_have_one() -> None:
         return run(plan={"data": {"test": 3080, "test_hash": test_hash}, "classes": 77})
 
     same = join({"a": tested("1f"), "b": tested("1f")})
-    assert same.headline.startswith("2 runs side by side: ")
+    assert same.headline.startswith("2 runs side by side: the best")
     other = join({"a": tested("1f"), "b": tested("2f")})
     assert other.headline == (
         "2 runs side by side, not tested on the same examples: their scores can't be compared."

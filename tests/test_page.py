@@ -169,7 +169,7 @@ def test_a_comparison_opens_with_what_its_seeds_resolve() -> None:
         (0.004, "it is not resolved whether the teacher helped: kd is 0.4 points above"),
         (-0.004, "it is not resolved whether the teacher helped: kd is 0.4 points below"),
         (-0.03, "the teacher did not help: kd is 3.0 points below labels_only (resolved"),
-        (0.0, "the teacher did not help: labels_only scores as well (not resolved"),
+        (0.0, "it is not resolved whether the teacher helped: labels_only scores as well (not"),
     ],
 )
 def test_a_teacher_that_did_not_help_or_may_not_have_is_told_so(mean, words) -> None:
@@ -203,6 +203,31 @@ def test_failed_gates_stand_in_the_headline() -> None:
     own = run()
     own = replace(own, audits={"student-int8_dynamic.onnx": audit(ok=False)})
     assert own.headline.endswith("; student-int8_dynamic.onnx fails its gate: worst_class_drop.")
+
+
+def test_what_rounds_to_once_is_not_called_smaller() -> None:
+    big = Row("teacher", TORCH, 0.9, size_bytes=1000, latency_ms={"p50": 2.0})
+    same = Row("student", TORCH, 0.9, size_bytes=980, latency_ms={"p50": 2.02})
+    told = headline((big, same), "accuracy")
+    assert told == "student has its teacher's accuracy (0.900 against 0.900)."
+    worse = headline((big, replace(same, score=0.8)), "accuracy")
+    assert worse == (
+        "student loses 10.0 points of accuracy beside its teacher (0.800 against 0.900; how sure "
+        "is not known)."
+    )
+
+
+def test_of_models_as_small_the_better_is_shipped() -> None:
+    from attar.report.sentences import best
+
+    rows = [
+        Row("random", TORCH, 0.801, size_bytes=1000, latency_ms={"p50": 1.0}, part="student"),
+        Row("kd", TORCH, 0.809, size_bytes=1005, latency_ms={"p50": 1.1}, part="student"),
+        Row("wide", TORCH, 0.81, size_bytes=4000, latency_ms={"p50": 1.0}, part="student"),
+    ]
+    found = best(rows)
+    assert found is not None
+    assert found.name == "kd"
 
 
 def test_nothing_measured_is_nothing_said() -> None:
@@ -268,7 +293,7 @@ def test_an_audit_without_labels_still_prints_itself() -> None:
     bare = {"against": "teacher", "examples": 10, "agreement": 1.0, "kl": None}
     report = replace(run(), audits={"student": bare})
     assert "student answers as teacher in 100.0 % of 10 examples." in Reader(report.html()).text
-    assert "| student | teacher | 100.0 % | – | – | – | – | – | – |" in report.markdown()
+    assert "| student | teacher | – | 100.0 % | – | – | – | – | – |" in report.markdown()
     jsonschema.validate(report.to_dict(), schema())
 
 

@@ -20,9 +20,9 @@ from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
 from attar.forecast import forecast
-from attar.pipeline import arm_folder, baseline_arms, cast, run
+from attar.pipeline import baseline_arms, cast, run
 from attar.recipe import read
-from attar.schooling import asking, lessons, teachers_answers
+from attar.schooling import arm_folder, asking, lessons, teachers_answers
 from attar.screen import Silent
 from attar.setting import Book, begin
 from attar.tasks.text.tokenizing import tokenizer_at

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from attar import pipeline
+from attar.comparing.planning import planned
 from attar.pipeline import run
-from attar.recipe import Recipe, check, read
+from attar.recipe import Recipe, check, read, read_comparison
 from attar.report import SCHEMA, Report
+from attar.resolve import chosen
+from attar.setting import begin
+from attar.students.residual import Residual
 
 ROOT = Path(__file__).parent.parent
 FEW = {"states": 200, "episodes": 10}
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
+COMPARISONS = [path for path in EVERY if "\narms:" in path.read_text(encoding="utf-8")]
+RECIPES = [path for path in EVERY if path not in COMPARISONS]
 
 
 def title(path: Path) -> str:
@@ -160,3 +169,43 @@ def test_a_model_without_a_student_is_compressed_as_it_is(
         "student-magnitude-int8_dynamic.onnx",
         "bag_of_words",
     ]
+
+
+def pictures(folder: Path) -> list[str]:
+    """Settings that put a few small pictures, and networks for them, in place of a recipe's own."""
+    random, classes = np.random.default_rng(0), [str(n) for n in range(3)]
+    for split in ("train", "test"):
+        shown = random.integers(0, 255, (60, 16, 16, 3), dtype=np.uint8)
+        np.savez(folder / f"{split}.npz", image=shown, label=np.arange(60) % 3)
+    for depth in (8, 14):
+        save_file(Residual(classes, depth=depth).state_dict(), folder / f"{depth}.safetensors")
+    models = (f"{key}.model={folder / name}" for key, name in MODELS.items())
+    return [f"task.dataset={folder}", "task.validation=0.5", *models]
+
+
+MODELS = {"teacher": "14.safetensors", "student": "8.safetensors"}
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=title)
+def test_every_arm_of_every_comparison_can_be_run(
+    path: Path, bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tiny data and networks: all that a run meets before it trains."""
+    monkeypatch.setenv("ATTAR_CACHE", str(tmp_path / "cache"))
+    assert path.read_text(encoding="utf-8").startswith(
+        f"# attar compare recipes/{title(path)}.yaml"
+    )
+    reads = "text.classification" in str(read_comparison(path).recipe)
+    settings = [f"task.dataset={bank}", "task.validation=0.2", f"teacher.model={base}"]
+    paper = read_comparison(path, settings if reads else pictures(tmp_path))
+    assert len(paper.seeds) >= 3
+    assert len(planned(paper).lines) >= 5
+    for arm in paper.runs():
+        here = begin(paper.recipe_of(arm), tmp_path / "out")
+        pipeline._rehearse(here)
+        steps = [step.function for step in here.plan.steps if step.name == "distill"]
+        assert sum(chosen(step, "steps") for step in steps) == STEPS[path.stem], arm.title
+
+
+STEPS = {"compare-compression": 500, "compare-compression-cifar10": 300, "few-labels": 700}
+"""The optimizer steps that every arm of a comparison takes."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,62 +43,52 @@ def compare(
     command: what the user typed, for the report
     Raises a child of AttarError for whatever the user can mend; a run that fails is a row.
     """
-    started = time.monotonic()
-    screen = screen or Silent()
-    is_file = isinstance(comparison, str | Path) and "\n" not in str(comparison)
-    usual = Path(str(comparison)).stem if is_file else "comparison"
+    started, screen = time.monotonic(), screen or Silent()
     paper = (
         comparison if isinstance(comparison, Comparison) else read_comparison(comparison, overrides)
     )
-    folder = Path(out) if out is not None else Path("runs") / (paper.name or usual)
-    plan = planned(paper, trust=trust)
-    known = _Data(trust)
+    folder = Path(out) if out is not None else Path("runs") / _name(paper, comparison)
+    plan, data = planned(paper, trust=trust), Data(trust)
     first = plan.jobs(paper.seeds, folder)[0]
-    plan = controlled(plan, known.of(first, screen))
+    plan = controlled(plan, data.of(first, screen))
     todo = plan.jobs(paper.seeds, folder)
     limit, threads = shares(todo, jobs)
     screen.say(
-        f"{len(todo)} runs ({len(plan.recipes)} of {len(paper.seeds)} seeds), {limit} at a time "
-        f"with {threads} thread{'s' * (threads > 1)} each."
+        f"{len(plan.recipes)} runs with {len(paper.seeds)} seeds each, {limit} at a time on "
+        f"{threads} thread{'s' * (threads > 1)}."
     )
-    crew = Crew(
-        todo,
-        known.done,
-        screen,
-        limit=limit,
-        threads=threads,
-        shared=folder / "trainings",
-        trust=trust,
-    )
+    crew = Crew(todo, data.done, screen, limit, threads, folder / "trainings", trust)
     faults = crew.work()
     found = weighing.results(plan.lines, todo, faults)
     if not any(result.rows for result in found):
-        why = next(iter(faults.values()), "no run has the rows that were asked for")
-        raise AttarError(f"Every arm failed; the first because: {why}.")
-    report = _report(paper, plan, found, todo, known, screen)
-    report = replace(
-        report,
-        recipe={"name": paper.name or folder.name, "text": paper.to_yaml(), "command": command},
-        environment={**report.environment, "runs_at_a_time": limit, "training_threads": threads},
-        cost={"seconds": {**report.cost["seconds"], "total": round(time.monotonic() - started, 2)}},
-    )
+        why = next(iter(faults.values()), "its run has not the rows that were asked for")
+        raise AttarError(f"Every arm failed, the first because: {why}.")
+    costs = _costs(plan, found, todo, data, screen)
+    said = {"name": _name(paper, folder), "text": paper.to_yaml(), "command": command}
+    where = {"runs_at_a_time": limit, "training_threads": threads}
+    report = _report(paper, plan, found, costs, said, where, started)
     report.write(folder)
     return report
 
 
-def shares(todo: Sequence[Job], jobs: int | None) -> tuple[int, int]:
+def _name(paper: Comparison, source: Any) -> str:
+    """What a comparison is called: as it says, or as its file or folder is."""
+    named = isinstance(source, str | Path) and "\n" not in str(source)
+    return paper.name or (Path(source).stem if named else "comparison")
+
+
+def shares(todo: Sequence[Job], jobs: int | None = None) -> tuple[int, int]:
     """How many runs at a time, and threads of each: what the recipe says, or a fair share."""
-    has = cores()
     said = todo[0].recipe.engine.options.get("threads")
-    threads = said if isinstance(said, int) else 1
-    limit = max(1, min(len(todo), jobs or has // threads))
-    return limit, said if isinstance(said, int) else max(1, has // limit)
+    own = said if isinstance(said, int) else None
+    limit = max(1, min(len(todo), jobs or cores() // (own or 1)))
+    return limit, own or max(1, cores() // limit)
 
 
-class _Data:
+class Data:
     """The data of each task and seed, read once."""
 
-    def __init__(self, trust: bool) -> None:
+    def __init__(self, trust: bool = False) -> None:
         self._trust = trust
         self._known: dict[str, Setting] = {}
 
@@ -124,63 +112,56 @@ class _Data:
         return (told.get("hash"), told.get("test_hash")) == (task.digest(), task.hash_of("test"))
 
 
+def _costs(
+    plan: Plan, found: Sequence[weighing.Result], todo: Sequence[Job], data: Data, screen: Screen
+) -> timing.Costs:
+    """What the arms ship measured side by side, each as its first seed has it."""
+    jobs = {(job.run, job.seed): job for job in todo}
+    firsts = {each.line.name: jobs[each.line.run, min(each.rows)] for each in found if each.rows}
+    measures = plan.resolved[todo[0].run].measure
+    wanted = {piece.name: piece.function for piece in measures if piece.name in TIMED}
+    if wanted:
+        screen.say(f"Measuring {' and '.join(wanted)} of what the arms ship, in turns ...")
+    settings = {name: data.of(job) for name, job in firsts.items()}
+    return timing.costs(found, settings, {name: job.folder for name, job in firsts.items()}, wanted)
+
+
 def _report(
     paper: Comparison,
     plan: Plan,
     found: Sequence[weighing.Result],
-    todo: Sequence[Job],
-    known: _Data,
-    screen: Screen,
+    costs: timing.Costs,
+    said: Mapping[str, Any],
+    where: Mapping[str, Any],
+    started: float,
 ) -> Report:
-    jobs = {(job.run, job.seed): job for job in todo}
-    firsts = {each.line.name: jobs[each.line.run, min(each.rows)] for each in found if each.rows}
-    pieces = plan.resolved[todo[0].run].measure
-    wanted: dict[str, partial[Any]] = {
-        piece.name: piece.function for piece in pieces if piece.name in TIMED
-    }
-    if wanted:
-        screen.say("Timing what the arms ship, in turns ...")
-    settings = {name: known.of(job) for name, job in firsts.items()}
-    folders = {name: job.folder for name, job in firsts.items()}
-    start = time.monotonic()
-    times, peaks, how = timing.costs(found, settings, folders, wanted)
-    measured = time.monotonic() - start
-    controls = paper.weighed_against()
-    weighed = {arm: weighing.weighed(found, arm) for arm in controls}
-    rows = telling.rows(found, times, peaks, controls[:1])
+    bases = paper.weighed_against()
+    weighed = {arm: weighing.weighed(found, arm) for arm in bases}
+    rows = telling.rows(found, costs, bases[0])
     first = next(each for each in found if each.rows)
-    report = first.reports[min(first.rows)]
+    told = first.reports[min(first.rows)]
+    timed = {"threads": costs.timing.threads, "batch": costs.timing.batch}
+    seconds = telling.seconds(found) | {"total": round(time.monotonic() - started, 2)}
     return Report(
-        recipe={},
-        environment={
-            **report.environment,
-            "threads": how.threads,
-            "batch": how.batch,
-        },
+        recipe=said,
+        environment={**told.environment, **timed, **where},
         rows=rows,
-        cost={"seconds": {**_seconds(found), "measuring": round(measured, 2)}},
-        plan=_plan(paper, found, rows),
+        cost={"seconds": seconds},
+        plan=_plan(paper, found, rows, told.plan["data"]),
         verdict=telling.verdict(found, weighed, plan.notes, paper.seeds),
         history=telling.history(found),
-        score_name=report.score_name,
+        score_name=told.score_name,
+        audits=telling.audits(found),
         differences=tuple(each.told() for some in weighed.values() for each in some),
     )
 
 
-def _seconds(found: Sequence[weighing.Result]) -> dict[str, float]:
-    """What the runs took, all seeds together, by run."""
-    total: dict[str, float] = {}
-    for each in found:
-        spent = sum(report.cost["seconds"]["total"] for report in each.reports.values())
-        total[each.line.run.title] = round(spent, 2)
-    return total
-
-
 def _plan(
-    paper: Comparison, found: Sequence[weighing.Result], rows: Sequence[Row]
+    paper: Comparison,
+    found: Sequence[weighing.Result],
+    rows: Sequence[Row],
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
-    first = next(each for each in found if each.rows)
-    data = first.reports[min(first.rows)].plan["data"]
     tests = sorted({test for each in found for test in each.tests.values()})
     return {
         "arms": {name: arm.plain() or "the recipe itself" for name, arm in paper.arms.items()},
@@ -188,6 +169,6 @@ def _plan(
         "sizes": {size: change or {} for size, change in paper.sweep.items()},
         "weighed_against": list(paper.weighed_against()),
         "data": {**data, "test_hash": tests[0] if len(tests) == 1 else tests},
-        "equal_budget": telling.budget(found),
+        "budget": telling.budget(found),
         "tables": telling.tables(rows, found),
     }

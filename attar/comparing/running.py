@@ -24,6 +24,12 @@ POLL = 0.25
 GRACE = 20.0
 """Seconds that a process has to end by itself once it is told to."""
 
+COMMAND = ("-m", "attar", "run")
+"""What Python is told to do with a recipe."""
+
+ENDED = (0, 3)
+"""Exit codes of a run that came to its end; 3 where a gate of its recipe was not passed."""
+
 LOG, RECIPE = "log.txt", "recipe.yaml"
 
 TAIL = 4096
@@ -64,7 +70,6 @@ class Crew:
         jobs: Sequence[Job],
         done: Callable[[Job], bool],
         screen: Screen,
-        *,
         limit: int,
         threads: int,
         shared: Path,
@@ -113,7 +118,7 @@ class Crew:
     def _start(self, job: Job, lock: IO[str]) -> Child:
         _link(job.folder / "arms", self._shared)
         (job.folder / RECIPE).write_text(job.recipe.to_yaml(), "utf-8")
-        words = ["-m", "attar", "run", str(job.folder / RECIPE), "--out", str(job.folder)]
+        words = [*COMMAND, str(job.folder / RECIPE), "--out", str(job.folder)]
         with (job.folder / LOG).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *words, *["--trust"] * self._trust],
@@ -149,11 +154,11 @@ class Crew:
                 continue
             self._running.remove(child)
             self._ended += 1
-            if code == 0:
+            if code in ENDED:
                 _keep_once(child.job.folder / "teacher", self._shared)
             else:
                 self.faults[child.job] = _reason(code, last)
-            told = "failed" if code else "done"
+            told = "done" if code in ENDED else "failed"
             child.advance(0, 0, f"{told}; {self._ended} of {self._total} runs")
             child.shown.close()
 

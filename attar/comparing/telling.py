@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attar.comparing.timing import Costs
 from attar.comparing.weighing import Result, Weighed
 from attar.measure.statistics import least_p
 from attar.report import Row, figures
@@ -18,36 +19,26 @@ MEANT = ("macro_f1", "validation", "best_on_validation", "accuracy")
 """What of a row's metrics is told as the mean over the seeds."""
 
 
-def rows(
-    found: Sequence[Result],
-    times: Mapping[str, Mapping[str, float]],
-    peaks: Mapping[str, int | None],
-    controls: Sequence[str],
-) -> tuple[Row, ...]:
+def rows(found: Sequence[Result], costs: Costs, control: str) -> tuple[Row, ...]:
     """One row for each line, its figures those of the first seed but for what seeds differ in."""
-    return tuple(_row(each, times, peaks, controls) for each in found)
+    return tuple(_row(each, costs, control) for each in found)
 
 
-def _row(
-    result: Result,
-    times: Mapping[str, Mapping[str, float]],
-    peaks: Mapping[str, int | None],
-    controls: Sequence[str],
-) -> Row:
+def _row(result: Result, costs: Costs, control: str) -> Row:
     name = result.line.name
     if not result.rows:
         return Row(name, "", note=_failed(result))
-    part = "baseline" if result.line.arm in controls else result.row.role
     return replace(
         result.row,
         name=name,
         score=result.score,
         metrics=_metrics(result),
-        latency_ms=times.get(name),
-        memory_bytes=peaks.get(name),
+        latency_ms=costs.times.get(name),
+        memory_bytes=costs.peaks.get(name),
+        energy_j=costs.joules.get(name),
         note="; ".join(filter(None, (result.row.note, _failed(result)))),
         after="",
-        part=part,
+        part="baseline" if result.line.arm == control else result.row.role,
         by_seed=result.by_seed,
         interval=result.interval,
     )
@@ -268,3 +259,29 @@ def _curve(result: Result) -> list[dict[str, Any]]:
         done = points[-1]["step"] if points else 0
         points += [{**point, "step": point["step"] + done} for point in report.history[name]]
     return points
+
+
+def seconds(found: Sequence[Result]) -> dict[str, float]:
+    """What the runs took, all seeds together."""
+    return {
+        each.line.run.title: round(
+            sum(report.cost["seconds"]["total"] for report in each.reports.values()), 2
+        )
+        for each in found
+        if each.reports
+    }
+
+
+def audits(found: Sequence[Result]) -> dict[str, Mapping[str, Any]]:
+    """What the run of each line's first seed audited of its row."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for each in found:
+        seed = min(each.rows, default=None)
+        if seed is None or each.row.name not in each.reports[seed].audits:
+            continue
+        audit = dict(each.reports[seed].audits[each.row.name])
+        if file := audit.get("broken_file"):
+            run = each.line.run
+            audit["broken_file"] = "/".join(filter(None, (run.arm, run.size, f"seed-{seed}", file)))
+        known[each.line.name] = audit
+    return known

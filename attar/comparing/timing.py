@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,18 @@ from attar.casting import load
 from attar.comparing.weighing import Result
 from attar.errors import AttarError
 from attar.measure.questions import by_name
-from attar.results import Entry, Timing, answers, memories
+from attar.results import Entry, Timing, answers, energies, memories
 from attar.setting import Setting
+
+
+@dataclass(frozen=True)
+class Costs:
+    """By line, what is only measured when nothing runs beside it, as rows keep it."""
+
+    timing: Timing
+    times: Mapping[str, dict[str, float]]
+    peaks: Mapping[str, int | None]
+    joules: Mapping[str, float]
 
 
 def costs(
@@ -21,8 +32,8 @@ def costs(
     settings: Mapping[str, Setting],
     folders: Mapping[str, Path],
     wanted: Mapping[str, partial[Any]],
-) -> tuple[dict[str, dict[str, float]], dict[str, int | None], Timing]:
-    """By line, milliseconds of one answer and peak memory, of those that are files or folders.
+) -> Costs:
+    """Latency, memory and energy of those lines that are files or folders.
 
     settings, folders: by line, its run with its first seed
     wanted: the measures that a comparison takes itself, as its recipe says
@@ -37,13 +48,13 @@ def costs(
                 entries[name] = Entry(name, load(settings[name], str(path)), path)
     asked: dict[Any, Any] = {}
     peaks: dict[str, int | None] = {}
-    for here, some in _by_setting(entries, settings):
-        if "latency" in wanted:
-            asked |= answers(here, some, None, timing)
-        if "memory" in wanted:
-            peaks |= memories(here, some)
+    joules: dict[str, float] = {}
+    for here, some in _by_task(entries, settings):
+        asked |= answers(here, some, None, timing) if "latency" in wanted else {}
+        peaks |= memories(here, some) if "memory" in wanted else {}
+        joules |= energies(here, some, None, wanted["energy"]) if "energy" in wanted else {}
     times = by_name(wanted["latency"](asked)) if asked else {}
-    return times, peaks, timing
+    return Costs(timing, times, peaks, joules)
 
 
 def _shipped(folder: Path, row: str) -> Path | None:
@@ -61,7 +72,7 @@ def _holds_a_model(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("*.safetensors"))
 
 
-def _by_setting(
+def _by_task(
     entries: Mapping[str, Entry], settings: Mapping[str, Setting]
 ) -> list[tuple[Setting, list[Entry]]]:
     """The entries by the data they are asked about."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,11 +159,3 @@ def _difference(one: Result, other: Result) -> Difference | None:
     crossed = len({one.tests[seed] for seed in seeds}) == 1
     mine, its = ([each.hits[seed] for seed in seeds] for each in (one, other))
     return weigh(mine, its, crossed=crossed)
-
-
-def unweighed(found: Sequence[Result], done: Sequence[Weighed], arm: str) -> Iterator[str]:
-    """The lines that have answers and yet could not be weighed."""
-    named = {each.result.line.name for each in done}
-    for result in found:
-        if result.hits and result.line.arm != arm and result.line.name not in named:
-            yield result.line.name

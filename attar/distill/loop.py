@@ -120,7 +120,7 @@ def train(
         record = {**parts, "step": step, "steps": steps, "loss": loss, "norm": norm}
         if score is not None and evaluate is not None and step % evaluate == 0:
             record["score"] = float(score(student)["score"])
-            best.note(record["score"], student, keep == "best")
+            best.note(record["score"], student)
             _learn_(student, losses)
         if watch is not None:
             watch(record)
@@ -130,7 +130,7 @@ def train(
             f"The lessons ended after {step} of {steps} steps, before the learning rate had "
             f"fallen; set `steps` to {step}."
         )
-    if best.weights is not None:
+    if best.weights is not None and keep == "best":
         student.load_state_dict(best.weights)
     for hook in held:
         hook.remove()
@@ -147,11 +147,11 @@ class Best:
     since: int = 0
     weights: dict[str, Tensor] | None = field(default=None, repr=False)
 
-    def note(self, score: float, student: nn.Module, keep: bool) -> None:
-        """Take in a new validation score."""
+    def note(self, score: float, student: nn.Module) -> None:
+        """Take in a new validation score; weights that are not kept in the end are reported."""
         if score > self.score:
             self.score, self.since = score, 0
-            self.weights = deepcopy(dict(student.state_dict())) if keep else None
+            self.weights = deepcopy(dict(student.state_dict()))
         else:
             self.since += 1
 

@@ -273,7 +273,7 @@ def _lessons(
 def _arm(look: _Look, arm: Arm, student: nn.Module, step: partial[Any]) -> Stage:
     """One training of the student, with the validation scores that are taken on its way."""
     here, cast = look.here, look.cast
-    folder = pipeline.arm_folder(here, arm, student, step, cast.teacher, cast.taught)
+    folder = schooling.arm_folder(here, arm, student, step, cast.teacher, cast.taught)
     done, unscored = arms.done(folder), partial(step, evaluate=None, patience=None, keep="last")
     engine, clock = ask(here.plan.engine.function, {}), _Clock(0.0 if done else BUDGET)
     copied = copy.deepcopy(student)

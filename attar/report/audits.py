@@ -10,8 +10,8 @@ from attar.report.rows import finite
 from attar.report.weighing import signed
 
 HEAD = (
-    *("model", "against", "agreement", "KL", "right to wrong", "wrong to right"),
-    *("worst class", "ECE", "gates"),
+    *("model", "against", "gates", "agreement", "KL", "right to wrong", "wrong to right"),
+    *("worst class", "ECE"),
 )
 
 Audit = Mapping[str, Any]
@@ -59,10 +59,10 @@ def unchanged(audit: Audit) -> tuple[str, str]:
 
 
 def worst(audit: Audit) -> str:
-    """The class that lost most, and how many points: "refund −12.0"."""
+    """The class that lost most, and how many points: "refund: −12.0"."""
     if not (classes := audit.get("classes")) or classes[0].get("change") is None:
         return figures.MISSING
-    return f"{classes[0].get('class')} {changed(classes[0])}"
+    return f"{classes[0].get('class')}: {changed(classes[0])}"
 
 
 def changed(entry: Mapping[str, Any], key: str = "change") -> str:
@@ -104,12 +104,12 @@ def cells(audits: Mapping[str, Audit]) -> Iterator[list[str]]:
         yield [
             name,
             str(audit["against"]),
+            _gates(audit),
             percent(float(audit["agreement"])),
             figures.MISSING if (kl := audit.get("kl")) is None else f"{kl:.3g}",
             *flips(audit),
             worst(audit),
             calibration(audit),
-            _gates(audit),
         ]
 
 

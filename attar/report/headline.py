@@ -34,20 +34,26 @@ def headline(
 
 
 def _paid(teacher: Row, file: Row, score_name: str, differences: Sequence[Pair]) -> Iterator[str]:
-    """What shrank and what it cost."""
+    """What shrank and what it cost; what was not measured, or is the same, is not spoken of."""
     shrank = " and ".join(_shrank(teacher, file))
+    cost = _cost(teacher, file, score_name, differences, alone=not shrank)
     if shrank:
-        shrank = f"is {shrank} than its teacher{_programs(teacher, file)}"
-    if told := " ".join((shrank, _cost(teacher, file, score_name, differences))).strip():
-        yield f"{file.name} {told}"
+        yield f"{file.name} is {shrank} than its teacher{_programs(teacher, file)}{cost}"
+    elif cost:
+        yield f"{file.name}{cost}"
 
 
 def _shrank(teacher: Row, file: Row) -> Iterator[str]:
-    if teacher.size_bytes and file.size_bytes:
-        yield times(teacher.size_bytes, file.size_bytes, "smaller", "larger")
-    slow, fast = teacher.percentile("p50"), file.percentile("p50")
-    if slow and fast:
-        yield times(slow, fast, "faster", "slower")
+    """How many times smaller and faster; what rounds to once is not worth a word."""
+    folds = (
+        (teacher.size_bytes, file.size_bytes, "smaller", "larger"),
+        (teacher.percentile("p50"), file.percentile("p50"), "faster", "slower"),
+    )
+    for before, after, less, more in folds:
+        if before and after:
+            told = times(before, after, less, more)
+            if not told.startswith(f"{figures.ratio(1)} "):
+                yield told
 
 
 def _programs(teacher: Row, file: Row) -> str:
@@ -57,7 +63,10 @@ def _programs(teacher: Row, file: Row) -> str:
     return f" ({file.program} against {teacher.program})" if other else ""
 
 
-def _cost(teacher: Row, file: Row, score_name: str, differences: Sequence[Pair]) -> str:
+def _cost(
+    teacher: Row, file: Row, score_name: str, differences: Sequence[Pair], *, alone: bool
+) -> str:
+    """What became of the score; alone: where nothing is said before it."""
     if teacher.score is None or file.score is None:
         return ""
     known = [pair for pair in differences if (pair.row, pair.against) == (file.name, teacher.name)]
@@ -65,10 +74,13 @@ def _cost(teacher: Row, file: Row, score_name: str, differences: Sequence[Pair])
     shares = share([teacher, file])
     both = f"{figures.score(file.score)} against {figures.score(teacher.score)}"
     if level(difference, shares):
-        return f"at the same {score_name} ({both})"
+        verb = " has its teacher's" if alone else ", at the same"
+        return f"{verb} {score_name} ({both})"
+    verb = "gains" if difference > 0 else "loses"
+    verb = f" {verb}" if alone else " and gains" if difference > 0 else " for"
     sure = _sure(known[0]) if known else _noise(file, teacher)
-    word = "for" if difference < 0 else "and gains"
-    return f"{word} {points(difference, shares)} of {score_name} ({both}; {sure})"
+    beside = " beside its teacher" if alone else ""
+    return f"{verb} {points(difference, shares)} of {score_name}{beside} ({both}; {sure})"
 
 
 def _helped(rows: Sequence[Row], file: Row | None, differences: Sequence[Pair]) -> Iterator[str]:
@@ -90,9 +102,9 @@ def _verdict(pair: Pair, resolved: bool, sure: str) -> str:
     where = f"{pair.against} scores as well ({sure})" if same else where
     if not untaught(pair.against):
         return where
-    if not resolved and not same:
+    if not resolved:
         return f"it is not resolved whether the teacher helped: {where}"
-    return f"the teacher {'helped' if up and not same else 'did not help'}: {where}"
+    return f"the teacher {'helped' if up else 'did not help'}: {where}"
 
 
 def untaught(name: str) -> bool:
@@ -168,9 +180,8 @@ def several(rows: Sequence[Row], score_name: str, runs: int, alike: bool) -> str
         if small and small.score is not None and small is not top
         else ""
     )
-    return (
-        f"{told}: {top.name} has the best {score_name} ({figures.score(top.score or 0)}){second}."
-    )
+    highest = f"{figures.score(top.score or 0)} ({top.name})"
+    return f"{told}: the best {score_name} is {highest}{second}."
 
 
 def _gates(audited: Mapping[str, Mapping[str, Any]], file: Row | None) -> Iterator[str]:

@@ -49,19 +49,22 @@ def best(rows: Sequence[Row]) -> Row | None:
     """The model to ship: the smallest export within a point of the best export's score.
 
     It is a choice, so it stands on the validation scores where every export has one. Where nothing
-    was exported it is chosen among the students.
+    was exported it is chosen among the students. Of those that are as small, the best scores.
     """
     exports = [row for row in rows if row.role == "export"]
     exports = exports or [row for row in rows if row.role == "student"]
     scores = [row.validation for row in exports]
     if None in scores:
         scores = [row.score for row in exports]
-    known = [score for score in scores if score is not None]
+    pairs = zip(exports, scores, strict=True)
+    known = {row.name: score for row, score in pairs if score is not None}
     if known:
-        floor = max(known) - (0.01 if share(exports) else 0.01 * abs(max(known)))
-        pairs = zip(exports, scores, strict=True)
-        exports = [row for row, score in pairs if score is not None and score >= floor]
-    return min(exports, key=_weight, default=None)
+        most = max(known.values())
+        floor = most - (0.01 if share(exports) else 0.01 * abs(most))
+        exports = [row for row in exports if known.get(row.name, -math.inf) >= floor]
+    least = min((row.size_bytes or math.inf for row in exports), default=math.inf)
+    small = [row for row in exports if (row.size_bytes or math.inf) <= steps.LARGER * least]
+    return min(small, key=lambda row: (-known.get(row.name, 0.0), _latency_of(row)), default=None)
 
 
 def trained(rows: Sequence[Row]) -> Row | None:
@@ -70,12 +73,9 @@ def trained(rows: Sequence[Row]) -> Row | None:
     return names[-1] if names else None
 
 
-def _weight(row: Row) -> tuple[float, float]:
+def _latency_of(row: Row) -> float:
     latency = row.percentile("p50")
-    return (
-        math.inf if row.size_bytes is None else row.size_bytes,
-        math.inf if latency is None else latency,
-    )
+    return math.inf if latency is None else latency
 
 
 def gain(rows: Sequence[Row]) -> tuple[Row, Row, float] | None:
