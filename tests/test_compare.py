@@ -359,8 +359,8 @@ if arm == "broken":
     sys.exit(2)
 if arm == "killed":
     os.kill(os.getpid(), 9)
-if arm == "nap":
-    time.sleep(0.5)
+while arm == "nap" and (play / "log").read_text().count("begins") < 2:
+    time.sleep(0.02)
 if arm == "slow":
     while not (play / "go").exists():
         time.sleep(0.02)
@@ -404,7 +404,7 @@ def begun(play: Path) -> list[str]:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for something to happen."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -567,10 +567,11 @@ def test_one_seed_is_said_to_tell_nothing_of_luck(play: Path, tmp_path: Path) ->
 # --- with real runs
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, Ear]:
-    """A comparison of real runs: two arms alike, and one whose teacher knows nothing."""
-    root = tmp_path_factory.mktemp("real")
+def test_a_comparison_of_real_runs_shares_what_is_alike_and_tells_what_does_not_help(
+    tmp_path: Path,
+) -> None:
+    """Two arms alike, and one whose teacher knows nothing; one test, since runs take seconds."""
+    root = tmp_path
     arms = {
         "kd": {},
         "same": {},
@@ -581,16 +582,15 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, Ear]:
     said = words(draw(root / "data"), arms=arms)
     said["recipe"] |= {"measure": ["score", "parameters", "size", {"latency": {"seconds": 0.05}}]}
     said["recipe"]["steps"][0]["distill"]["evaluate"] = 12
-    ear, patch = Ear(), pytest.MonkeyPatch()
-    with patch.context() as here:
-        here.setenv("ATTAR_CACHE", str(root / "cache"))
-        here.setenv("OMP_NUM_THREADS", "1")
-        report = compare(said, root / "out", screen=ear, jobs=2)
-    return root, report, ear
+    report = compare(said, root / "out", screen=(ear := Ear()), jobs=2)
+    a_teacher_that_knows_nothing_is_said_not_to_help(report)
+    arms_that_are_alike_answer_alike_and_train_once(root, report)
+    a_run_keeps_its_answers_and_the_hash_of_its_test_split(root, report)
+    the_last_weights_and_the_best_by_validation_are_both_scored(root, report)
+    what_arms_ship_is_timed_by_the_parent_and_budgets_are_told(root, report, ear)
 
 
-def test_a_teacher_that_knows_nothing_is_said_not_to_help(real: tuple[Path, Report, Ear]) -> None:
-    _, report, _ = real
+def a_teacher_that_knows_nothing_is_said_not_to_help(report: Report) -> None:
     found = {(each["row"], each["against"]): each for each in report.differences}
     random = found["random", "labels_only"]
     assert random["mean"] < -0.2
@@ -602,8 +602,7 @@ def test_a_teacher_that_knows_nothing_is_said_not_to_help(real: tuple[Path, Repo
     )
 
 
-def test_arms_that_are_alike_answer_alike_and_train_once(real: tuple[Path, Report, Ear]) -> None:
-    root, report, _ = real
+def arms_that_are_alike_answer_alike_and_train_once(root: Path, report: Report) -> None:
     kd, same = report.row("kd"), report.row("same")
     assert kd.by_seed == same.by_seed
     trained = [folder.name.rpartition("-")[0] for folder in (root / "out" / "trainings").iterdir()]
@@ -615,10 +614,7 @@ def test_arms_that_are_alike_answer_alike_and_train_once(real: tuple[Path, Repor
     assert len(asked) == 4, "two seeds of two teachers, each trained once"
 
 
-def test_a_run_keeps_its_answers_and_the_hash_of_its_test_split(
-    real: tuple[Path, Report, Ear],
-) -> None:
-    root, report, _ = real
+def a_run_keeps_its_answers_and_the_hash_of_its_test_split(root: Path, report: Report) -> None:
     folder = root / "out" / "kd" / "seed-0"
     told = Report.read(folder)
     with safe_open(folder / "predictions.safetensors", framework="numpy") as kept:
@@ -635,19 +631,15 @@ def test_a_run_keeps_its_answers_and_the_hash_of_its_test_split(
     assert about["test_hash"] == told.plan["data"]["test_hash"] == report.plan["data"]["test_hash"]
 
 
-def test_the_last_weights_and_the_best_by_validation_are_both_scored(
-    real: tuple[Path, Report, Ear],
-) -> None:
-    root, report, _ = real
+def the_last_weights_and_the_best_by_validation_are_both_scored(root: Path, report: Report) -> None:
     row = Report.read(root / "out" / "kd" / "seed-0").row("student")
     assert 0 <= row.metrics["best_on_validation"] <= 1
     assert 0 <= report.row("kd").metrics["best_on_validation"] <= 1
 
 
-def test_what_arms_ship_is_timed_by_the_parent_and_budgets_are_told(
-    real: tuple[Path, Report, Ear],
+def what_arms_ship_is_timed_by_the_parent_and_budgets_are_told(
+    root: Path, report: Report, ear: Ear
 ) -> None:
-    root, report, ear = real
     assert (report.row("teacher").latency_ms or {})["p50"] > 0
     assert report.row("kd").latency_ms is None, "a network in memory is no file to ship"
     assert Report.read(root / "out" / "kd" / "seed-0").row("teacher").latency_ms is None

@@ -20,10 +20,10 @@ from attar.setting import begin
 from attar.students.residual import Residual
 
 ROOT = Path(__file__).parent.parent
-FEW = {"states": 200, "episodes": 10}
 EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
 COMPARISONS = [path for path in EVERY if "\narms:" in path.read_text(encoding="utf-8")]
 RECIPES = [path for path in EVERY if path not in COMPARISONS]
+FEW = {"states": 200, "episodes": 10}
 
 
 def title(path: Path) -> str:
