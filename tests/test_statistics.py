@@ -226,3 +226,24 @@ def test_the_same_arms_always_have_the_same_interval() -> None:
     pair = answered(0.8), answered(0.75, seed=1)
     assert weigh(*pair) == weigh(*pair)
     assert statistics.RESAMPLES == 10_000
+
+
+def test_what_examples_are_worth_is_weighed_as_hits_are() -> None:
+    random = np.random.default_rng(5)
+    one, other = (random.integers(2, size=(3, 40)).astype(bool) for _ in range(2))
+    hits = weigh(list(one), list(other))
+    worth = weigh(list(500.0 * one), list(500.0 * other))
+    assert worth.mean == pytest.approx(500 * hits.mean)
+    assert (worth.low, worth.high) == pytest.approx((500 * hits.low, 500 * hits.high))
+    assert worth.p == pytest.approx(hits.p)
+    assert worth.seeds_p == pytest.approx(hits.seeds_p)
+
+
+def test_worths_that_are_not_whole_are_weighed_in_small_steps() -> None:
+    random = np.random.default_rng(6)
+    one, other = random.normal(200, 30, 12), random.normal(190, 30, 12)
+    found = weigh([one], [other])
+    signs = np.array(list(product([-1, 1], repeat=12)))
+    sums = np.abs(signs @ (one - other))
+    assert found.p == pytest.approx((sums >= abs((one - other).sum()) - 1e-9).mean(), abs=2e-3)
+    assert found.mean == pytest.approx((one - other).mean())

@@ -187,8 +187,15 @@ def _whole(means: Sequence[float]) -> list[int]:
 
 
 def _scaled(values: Sequence[float] | Numbers) -> list[int]:
-    """Values as whole numbers of thousandths of the largest."""
-    largest = float(np.abs(values).max()) or 1.0
+    """Values as whole numbers: as they are where they are such and small, else rounded.
+
+    Rounded they are thousandths of the largest; what is whole is told by its greatest measure.
+    """
+    whole = np.rint(values).astype(np.int64)
+    measure = int(np.gcd.reduce(whole)) or 1
+    if np.array_equal(whole, values) and np.abs(whole).max() <= STEPS * measure:
+        return (whole // measure).tolist()  # type: ignore[no-any-return]
+    largest = float(np.abs(values).max())
     return [round(STEPS * float(each) / largest) for each in values]
 
 
