@@ -35,7 +35,7 @@ from attar.taps import tapped
 from attar.types import Batch, Knowledge, Lesson
 
 LOSSES = resolve.names("attar.losses")
-VOCABULARY, CLASSES, HEADS, LONGEST = 30, 5, 2, 7
+VOCABULARY, CLASSES, HEADS, LONGEST = 30, 6, 2, 7
 LAYER = "bert.encoder.layer"
 
 

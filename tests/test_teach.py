@@ -27,10 +27,11 @@ SCHEMES = names("attar.teach")
 OF_THEIR_OWN = {
     "data_free": "makes inputs of its own",
     "ensemble": "mixes what several say",
+    "student_driven": "mixes in what the student meets",
     "uncertain": "asks about some rows only",
 }
-"""Schemes that don't hand on one teacher's answers to the batches as they are; test_schemes.py and
-test_data_free.py have theirs."""
+"""Schemes that don't hand on one teacher's answers to the batches as they are; test_schemes.py,
+test_data_free.py and test_control_pipeline.py have theirs."""
 WITH_TEACHER = sorted(
     name for name in SCHEMES if "teachers" in asks(SCHEMES[name]) and name not in OF_THEIR_OWN
 )
@@ -115,7 +116,11 @@ class House:
             "make": Network,
             "judge": partial(distill.Objective, [distill.term(response.kl)]),
             "steps": 8,
+            "examples": ROWS,
+            "act": None,
         }
+        if name == "student_driven":
+            available["steps"] = 10**6  # the student would act for the first time after a fifth
         if name == "data_free":
             options = {"examples": 8, "iterations": 2, **options}
             available |= numbers(self.batches)
