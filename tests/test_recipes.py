@@ -43,7 +43,7 @@ def tiny(path: Path, bank: Path, base: Path, folder: Path) -> Recipe:
     said["task"] |= {name: said["task"][name] | FEW for name in acts}
     for name, teacher in (said["teacher"] or {}).items():
         if name == "reinforce":
-            teacher |= {"steps": 200, "environments": 1}
+            teacher |= {"steps": 200}
         elif name == "load":
             teacher["model"] = str(ROOT / teacher["model"])
         elif name == "distilled":

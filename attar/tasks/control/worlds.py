@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +153,10 @@ def _made(name: str, settings: Mapping[str, Any]) -> Any:
     }
     gymnasium.logger.min_level, before = gymnasium.logger.ERROR, gymnasium.logger.min_level
     try:
-        return gymnasium.make(name, **known, disable_env_checker=True)
+        with warnings.catch_warnings():
+            # Modules made by SWIG, as Box2D is, end the process where a warning is an error.
+            warnings.simplefilter("ignore")
+            return gymnasium.make(name, **known, disable_env_checker=True)
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingExtra(*_lacking(str(error)), name) from error
     except Exception as error:  # an environment may raise anything
