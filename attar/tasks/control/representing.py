@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.taps import evaluating, tapped
+from attar.taps import tapped
 from attar.tasks.control import agents
 from attar.tasks.control.acting import policy
 from attar.tasks.control.playing import Answer
@@ -107,14 +107,8 @@ class representation(policy):  # noqa: N801  (a recipe names it)
     def _headed(self, model: nn.Module) -> nn.Module:
         """A model's features under a head that was fitted to what the agent does."""
         rows = list(self.rows["train"])
-        with evaluating(model), torch.no_grad():
-            parts = self._states[rows].split(4096)
-            seen = torch.cat([self._features(model, each) for each in parts])
+        seen = self.said(model, self._states[rows])
         return _Headed(model, *fitted(seen, self._acts[rows], self.world.choices))
-
-    def _features(self, model: nn.Module, shown: Tensor) -> Tensor:
-        batch = Batch(shown, torch.empty(0), ("",) * len(shown))
-        return self.forward(model, batch).logits.cpu()
 
 
 class Features(nn.Module):

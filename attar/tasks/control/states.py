@@ -41,6 +41,9 @@ REHEARSED = 64
 LOOKED = 20
 """Episodes that are played whenever it is looked how far an agent has learned."""
 
+AT_ONCE = 4096
+"""States that a model is asked about together."""
+
 HELD = 0.1
 """States of the held-out parts, as a share of those to learn from."""
 
@@ -138,11 +141,19 @@ class States(Classification):
         """How a model acts on what is seen: the action of its answer."""
 
         def answer(shown: Numbers) -> Numbers:
-            with evaluating(model), torch.no_grad():
-                batch = Batch(torch.from_numpy(shown), torch.empty(0), ("",) * len(shown))
-                return self.actions(self.forward(model, batch).logits.cpu())
+            return self.actions(self.said(model, torch.from_numpy(shown)))
 
         return answer
+
+    @torch.no_grad()
+    def said(self, model: nn.Module, shown: Tensor) -> Tensor:
+        """What a model answers to states (rows, ...): (rows, answers), in evaluation mode."""
+        with evaluating(model):
+            parts = [
+                self.forward(model, Batch(each, torch.empty(0), ("",) * len(each))).logits.cpu()
+                for each in shown.split(AT_ONCE)
+            ]
+        return torch.cat(parts)
 
     def actions(self, answers: Tensor) -> Numbers:
         """What is done after some answers (rows, classes): a choice's number, or numbers."""
@@ -321,8 +332,7 @@ class States(Classification):
     def _answered(self, teacher: nn.Module) -> Tensor:
         """What the teacher does in every state."""
         act = self.actor(teacher)
-        parts = [act(each.numpy()) for each in self._states.split(4096)]
-        return torch.from_numpy(np.concatenate(parts))
+        return torch.from_numpy(act(self._states.numpy()))
 
     def _named(self, shown: Numbers) -> tuple[str, ...]:
         return tuple(hashlib.sha256(each.tobytes()).hexdigest()[:32] for each in shown)
@@ -361,8 +371,7 @@ def beside(task: States, model: nn.Module) -> Answer:
     def answer(shown: Numbers) -> Numbers:
         seen = torch.from_numpy(shown)
         if acting is None:
-            with evaluating(model), torch.no_grad():  # whether it can be asked
-                task.forward(model, Batch(seen, torch.empty(0), ("",) * len(shown)))
+            task.said(model, seen)  # whether it can be asked
             return task.nothing(len(shown))
         with torch.no_grad():
             return task.actions(acting(observation=seen.float()))

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.taps import evaluating
 from attar.tasks.control import agents
 from attar.tasks.control.playing import Answer, play
 from attar.tasks.control.states import EACH, States, beside
 from attar.tasks.control.worlds import Numbers, View, opened
-from attar.types import Batch, Count, Decay, Moment
+from attar.types import Count, Decay, Moment
 
 APART = 10
 """Steps from one state whose return is looked at to the next: neighbours have nearly the same."""
@@ -150,12 +149,7 @@ class value(States):  # noqa: N801  (a recipe names it)
 
     def _told(self, model: nn.Module, shown: Numbers) -> Tensor:
         """The values (states,) that a model tells."""
-        with evaluating(model), torch.no_grad():
-            parts = [
-                self.forward(model, Batch(each, torch.empty(0), ("",) * len(each))).logits.cpu()
-                for each in torch.from_numpy(shown).split(4096)
-            ]
-        return torch.cat(parts)[:, 0]
+        return self.said(model, torch.from_numpy(shown))[:, 0]
 
 
 def _ranked(one: Numbers, other: Numbers) -> float:
