@@ -64,7 +64,7 @@ class Subject:
         """Its logits of these examples."""
         if part not in self.known:
             assert self.model is not None
-            self.known[part] = here.task.answers(self.model, part, advance)
+            self.known[part] = here.task.audited().answers(self.model, part, advance)
         return self.known[part]
 
     def predicted(self, here: Setting, part: str) -> Array:
@@ -77,7 +77,9 @@ class Subject:
         rows = self.covered(here, "validation")
         if not len(rows):
             return None
-        return self.answers(here, "validation").numpy(), here.task.labels("validation")[rows]
+        return self.answers(here, "validation").numpy(), here.task.audited().labels("validation")[
+            rows
+        ]
 
     def temperature(self, here: Setting) -> float | None:
         """What its logits are to be divided by; None where none is best."""
@@ -109,13 +111,13 @@ def audited(here: Setting, before: Subject, after: Subject, part: str = "test") 
         Side(each.answers(here, part).numpy()[at], each.held(here))
         for each, at in zip((before, after), places, strict=True)
     )
-    labels = here.task.labels(part)[rows]
+    labels = here.task.audited().labels(part)[rows]
     given = {
         "before": one,
         "after": other,
         "labels": labels,
         "classes": here.task.classes,
-        "told": lambda row: here.task.told(part, int(rows[row])),
+        "told": lambda row: here.task.audited().told(part, int(rows[row])),
     }
     found = ask(_options(here), given | _deeper(here, before, after, part))
     hurt = [
@@ -245,7 +247,8 @@ def _explained(
     here: Setting, models: Sequence[nn.Module], part: str, count: int
 ) -> Iterator[tuple[Array, ...]]:
     """What hiding each piece of some examples takes from the first model's answer, by each."""
-    batch = here.task.spread(part, count)
+    task = here.task.audited()
+    batch = task.spread(part, count)
     for n in range(len(batch)):
         inputs = batch.rows(n, n + 1).inputs
         said = int(_shares(here, models[0], inputs).argmax())
@@ -253,9 +256,9 @@ def _explained(
         def answer(
             kept: Tensor, model: nn.Module, inputs: Any = inputs, said: int = said
         ) -> Tensor:
-            return _shares(here, model, here.task.seen(inputs, kept > 0.5))[:, said]
+            return _shares(here, model, task.seen(inputs, kept > 0.5))[:, said]
 
-        if pieces := here.task.pieces(inputs):
+        if pieces := task.pieces(inputs):
             yield tuple(occlusion(partial(answer, model=each), pieces) for each in models)
 
 
