@@ -15,7 +15,7 @@ from attar import distill, teach
 from attar.errors import DataError, MissingExtra
 from attar.types import Batch, Lesson
 
-__all__ = ["label_smoothing", "labels_only", "pseudo_labels"]
+__all__ = ["label_smoothing", "labels_only", "pseudo_labels", "untrained"]
 
 Scheme = Callable[..., Iterable[Lesson]]
 """From (batches, student, engine, steps) to lessons."""
@@ -28,6 +28,7 @@ Loss = Callable[..., Tensor]
 class Arm:
     """One training of the student: on which part of the data, by which scheme, for which losses.
 
+    trained: whether it is; one that is not has no lesson
     needs_pool: whether it differs from another arm only where there are unlabelled texts
     made: the compressors that the network came through before, with their options
     """
@@ -37,6 +38,7 @@ class Arm:
     scheme: Scheme
     losses: tuple[distill.Term, ...] = field(default=())
     needs_pool: bool = False
+    trained: bool = True
     made: tuple[Any, ...] = ()
 
 
@@ -61,6 +63,11 @@ def pseudo_labels(loss: Loss, scheme: Scheme) -> Arm:
         return teach.pseudo_labels(scheme(*training))
 
     return Arm("pseudo_labels", "train", hard, (distill.term(loss),), needs_pool=True)
+
+
+def untrained() -> Arm:
+    """The student as it is before any training: what is left of a teacher that was only cut."""
+    return Arm("untrained", "train", untaught, trained=False)
 
 
 def untaught(batches: Iterable[Batch], *_training: Any) -> Iterable[Lesson]:

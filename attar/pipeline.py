@@ -371,8 +371,10 @@ def train_baselines(
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
     for arm in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
-        model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
-        entries.append(Entry(arm.name, model, trainings=(arm.name,)))
+        model = copy.deepcopy(student)
+        if arm.trained:
+            model = train_arm(here, arm, model, step, teacher, taught, book)
+        entries.append(Entry(arm.name, model, trainings=(arm.name,) * arm.trained))
     return entries
 
 

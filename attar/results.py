@@ -63,11 +63,10 @@ CALIBRATION = "calibration.json"
 """Where a folder says what its logits are to be divided by; a file says it in its metadata."""
 
 ANSWER = """
-import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+import json, torch, transformers
 shapes, types = {shapes!r}, {types!r}
-seen = "pixel_values" in shapes
-kind = AutoModelForImageClassification if seen else AutoModelForSequenceClassification
+with open({path!r} + "/config.json", encoding="utf-8") as paper:
+    kind = getattr(transformers, json.load(paper)["architectures"][0])
 model = kind.from_pretrained({path!r}).eval()
 feed = {{name: torch.ones(shape, dtype=vars(torch)[types[name]]) for name, shape in shapes.items()}}
 with torch.inference_mode():

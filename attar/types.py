@@ -52,7 +52,8 @@ class Batch:
     """Some examples, as the task hands them out, before any model's own preprocessing.
 
     inputs: what `forward` takes, one entry a row (for text a tuple of strings)
-    labels: (rows,) int64; `IGNORE` where the label is not known
+    labels: (rows,) int64; `IGNORE` where the label is not known. Of language models (rows, length):
+        at each token the one that comes next, `IGNORE` where none is to be learned
     keys: one content hash a row, the address of its knowledge in a store
     mixed: what other examples were mixed in, of which there is never more than of the row's own
     """
@@ -64,6 +65,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def weight(self) -> int:
+        """How many answers a mean over the batch is over: rows, or tokens to be learned."""
+        return len(self) if self.labels.dim() < 2 else int((self.labels != IGNORE).sum())
 
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the rows, as a batch."""
@@ -87,7 +93,7 @@ class Batch:
 class Knowledge:
     """What a model makes of one batch; whoever produced it, it has this shape.
 
-    logits: (rows, classes) float
+    logits: (rows, classes) float; of language models (rows, length, vocabulary)
     features: by layer path, each (rows, length, width), (rows, heads, length, length)
         or pooled (rows, width)
     mask: (rows, length) of 1 for what is real and 0 for padding; None where nothing is padded
@@ -100,13 +106,14 @@ class Knowledge:
     def rows(self, start: int, stop: int) -> Knowledge:
         """What was made of some of the rows, without the padding that only the others needed."""
         mask = None if self.mask is None else self.mask[start:stop]
+        logits = self.logits[start:stop]
         features = {path: feature[start:stop] for path, feature in self.features.items()}
         if mask is not None:
             # A row may have no real token at all; a model is still shown one place of padding.
             padded, longest = mask.shape[1], max(1, int(mask.sum(1).max()))
             features = {path: _cut(each, padded, longest) for path, each in features.items()}
-            mask = mask[:, :longest]
-        return Knowledge(self.logits[start:stop], features, mask)
+            logits, mask = _cut(logits, padded, longest), mask[:, :longest]
+        return Knowledge(logits, features, mask)
 
     def detach(self) -> Knowledge:
         """The same knowledge, through which no gradient can flow."""

@@ -70,7 +70,7 @@ def train(
     decay: how it falls to zero afterwards
     clip: largest norm of all gradients together, the bridges' included; 0 for none
     accumulate: parts a lesson is cut into to save memory; the gradient stays the same for losses
-        that are means over rows
+        that are means over rows, or over the tokens to be learned
     rates: learning rate of parts, as multiples by name prefix; 0 freezes ({classifier: 10})
     evaluate: steps between validation scores; none where null
     patience: validation scores without a better one before training stops
@@ -297,13 +297,15 @@ def _factor(step: int, steps: int, warmup: float, decay: str) -> float:
 def _backward(
     judge: Judge, lesson: Lesson, progress: float, engine: Engine, accumulate: int
 ) -> tuple[float, dict[str, float]]:
-    """Gradients of one lesson, in parts weighted by their share of its rows."""
+    """Gradients of one lesson, in parts weighted by their share of its answers."""
     total, sums = 0.0, defaultdict[str, float](float)
-    rows = len(lesson.batch)
+    rows, whole = len(lesson.batch), lesson.batch.weight
     size = -(-rows // accumulate)
     for start in range(0, rows, size):
         part = _part(lesson, start, min(start + size, rows))
-        share = len(part.batch) / rows
+        if not part.batch.weight:
+            continue  # padding alone has no mean
+        share = part.batch.weight / whole
         loss, values = judge(part, progress)
         engine.backward(loss * share)
         total += float(loss.detach()) * share

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from attar.distill.bridges import Layer, Pair, linear, meet, together
 from attar.errors import LayerError, RecipeError, nearest
 from attar.resolve import asks, compares, name_of
 from attar.resolve import options as options_of
-from attar.types import Knowledge, Lesson
+from attar.types import IGNORE, Knowledge, Lesson
 
 Weight = float | Callable[[float], float]
 
@@ -145,10 +145,13 @@ class Objective(nn.Module):
         total = student.logits.new_zeros((), dtype=torch.float32)
         parts: dict[str, float] = {}
         teacher = None if lesson.teacher is None else _trimmed(lesson.teacher)
-        student = _trimmed(student)
+        student = whole = _trimmed(student)
+        labels = lesson.batch.labels.to(student.logits.device)
+        if labels.dim() > 1:
+            student, teacher, labels = _by_token(student, teacher, labels)
         available = {
-            "labels": lesson.batch.labels.to(student.logits.device),
-            "knowledge": student,
+            "labels": labels,
+            "knowledge": whole,
             "batch": lesson.batch,
             "progress": progress,
         }
@@ -284,6 +287,26 @@ def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, An
 def _trimmed(knowledge: Knowledge) -> Knowledge:
     """Without padding that no row needs: one side may come from a store, which keeps none."""
     return knowledge.rows(0, len(knowledge.logits))
+
+
+def _by_token(
+    student: Knowledge, teacher: Knowledge | None, labels: Tensor
+) -> tuple[Knowledge, Knowledge | None, Tensor]:
+    """Both sides' logits (tokens, vocabulary) where a token is to be learned, and those tokens.
+
+    Raises RecipeError where the two answer for other tokens.
+    """
+    labels = labels[:, : student.logits.shape[1]]
+    at = labels != IGNORE
+    sides = [student] if teacher is None else [student, teacher]
+    if len({side.logits.shape for side in sides}) > 1:
+        one, other = (tuple(side.logits.shape) for side in sides)
+        raise RecipeError(
+            f"The student's answers {one} and the teacher's {other} are not of the same tokens; "
+            "give both the same tokenizer."
+        )
+    flat = [replace(side, logits=side.logits[at.to(side.logits.device)]) for side in sides]
+    return flat[0], flat[1] if teacher is not None else None, labels[at]
 
 
 def _pairs(each: Term, student: Knowledge, teacher: Knowledge | None) -> dict[str, Pair]:

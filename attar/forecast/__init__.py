@@ -113,7 +113,7 @@ def _look(here: Setting, cast: Cast) -> _Look:
 
 def _some(here: Setting, batches: int = 4) -> list[Batch]:
     """Some batches of the training data, from short texts to long ones."""
-    whole = here.task.spread("train", 64 * batches)
+    whole = here.task.spread("train", here.task.swept * batches)
     size = -(-len(whole) // batches)
     return [whole.rows(start, start + size) for start in range(0, len(whole), size)]
 
@@ -256,7 +256,8 @@ def _steps(look: _Look) -> Iterator[Stage]:
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:
         for arm in pipeline.baseline_arms(here, cast.teacher, partial(_lessons, here, cast)):
-            yield _arm(look, arm, *begun)
+            if arm.trained:
+                yield _arm(look, arm, *begun)
 
 
 def _lessons(

@@ -12,7 +12,7 @@ Role = Literal["teacher", "student", "export", "baseline"]
 WITHOUT_TEACHER = ("labels_only", "label_smoothing")
 """Baselines that are the student itself, trained the same way but for its teacher."""
 
-BASELINES = (*WITHOUT_TEACHER, "pseudo_labels", "bag_of_words")
+BASELINES = (*WITHOUT_TEACHER, "pseudo_labels", "bag_of_words", "untrained")
 """Every baseline the verdict knows how to speak of."""
 
 FIGURES = (

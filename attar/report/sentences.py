@@ -18,6 +18,7 @@ _MEANING = {
     "label_smoothing": "the same student, smoothed labels, no teacher",
     "pseudo_labels": "the teacher's answers as hard labels",
     "bag_of_words": "word counts and a linear model",
+    "untrained": "the student before its training",
 }
 
 

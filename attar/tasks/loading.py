@@ -80,7 +80,10 @@ def folder_of(name: str) -> str:
     if not name.removeprefix("package:").strip():
         raise ModelError("The model has no name; give a folder, a hub name or package:NAME.")
     if name.startswith("package:"):
-        return str(_packaged(name.removeprefix("package:")))
+        found = packaged(name.removeprefix("package:"))
+        if found.suffix == ".gguf":
+            raise ModelError(f"{name} carries a GGUF file, which only language models are read of.")
+        return str(found)
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name} has no config.json, so it is no model folder.")
@@ -91,8 +94,8 @@ def folder_of(name: str) -> str:
     return str(path) if path.is_dir() else name
 
 
-def _packaged(name: str) -> Path:
-    """The folder of the model that an installed package carries."""
+def packaged(name: str) -> Path:
+    """The folder of the model that an installed package carries, or its GGUF file."""
     package = name.replace("-", "_")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -103,7 +106,11 @@ def _packaged(name: str) -> Path:
     for config in sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path)):
         if list(config.parent.glob("*.safetensors")):
             return config.parent
-    raise ModelError(f"The package {name!r} carries no model (config.json with safetensors).")
+    for file in sorted(root.rglob("*.gguf")):
+        return file
+    raise ModelError(
+        f"The package {name!r} carries no model (config.json with safetensors, or a .gguf file)."
+    )
 
 
 def load_transformers(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Worths = np.ndarray[Any, Any]
 """Of each example of a part, in its order: the class it is taken for, or what it is worth."""
 
+SHUFFLED = 32
+"""Examples of a batch of calibration at most, whatever is swept at a time."""
+
 
 class Task(ABC):
     """A problem: examples in parts, models that are shown them, and one score of each model.
@@ -32,6 +35,7 @@ class Task(ABC):
     classes: the names of what is told apart, or answered; empty where there are none
     rows: by part of the data, the numbers of its examples
     _keys: of each example, the hash of its content
+    swept: how many of them are asked about together
     _drawn: what decides how training examples change, where they do
     """
 
@@ -44,6 +48,7 @@ class Task(ABC):
     classes: tuple[str, ...] = ()
     rows: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
+    swept: int = 64
     _seed: int
     _keys: Sequence[str]
     _drawn: str = ""
@@ -144,11 +149,11 @@ class Task(ABC):
         """Whether there are training examples without a label."""
         return len(self.rows["labelled"]) < len(self.rows["train"])
 
-    def sweep(self, part: str, *, batch_size: int = 64) -> Iterator[Batch]:
+    def sweep(self, part: str, *, batch_size: int | None = None) -> Iterator[Batch]:
         """Every example of a part once, as it is, the like in length together."""
-        rows = self._ordered(part)
-        for start in range(0, len(rows), batch_size):
-            yield self._batch(rows[start : start + batch_size])
+        rows, size = self._ordered(part), batch_size or self.swept
+        for start in range(0, len(rows), size):
+            yield self._batch(rows[start : start + size])
 
     def foreseen(self) -> Iterator[Batch]:
         """All that training will show and that can be told beforehand."""
@@ -192,12 +197,12 @@ class Task(ABC):
         return None
 
     def calibration(self, model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
-        """The model's inputs for every training example once, in a fixed order, 32 to a batch."""
+        """The model's inputs for every training example once, in a fixed order, some to a batch."""
         for batch in self._shuffled("train"):
             yield self.encode(model, batch.inputs)
 
     def losses(self, model: nn.Module) -> Iterator[Tensor]:
-        """What a model loses on each batch of 32 labelled examples, with the graph."""
+        """What a model loses on each batch of labelled examples, with the graph."""
         for batch in self._shuffled("labelled"):
             yield self.loss(self.forward(model, batch), batch)
 
@@ -219,10 +224,11 @@ class Task(ABC):
         """What is said of an example beside its content: as it is shown in training, or truly."""
         return ""
 
-    def _shuffled(self, part: str, batch_size: int = 32) -> Iterator[Batch]:
+    def _shuffled(self, part: str) -> Iterator[Batch]:
         order = np.random.default_rng(self._seed).permutation(self._part(part)).tolist()
-        for start in range(0, len(order), batch_size):
-            yield self._batch(order[start : start + batch_size])
+        size = min(self.swept, SHUFFLED)
+        for start in range(0, len(order), size):
+            yield self._batch(order[start : start + size])
 
     def _ordered(self, part: str) -> Sequence[int]:
         """The rows of a part in the order of a sweep."""

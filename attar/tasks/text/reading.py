@@ -51,7 +51,7 @@ def read(
     path = Path(dataset).expanduser()
     if path.is_file():
         name = only or "train"
-        return {name: _table(str(path), content(path), columns, name != "unlabelled")}
+        return {name: _table(str(path), whole(path), columns, name != "unlabelled")}
     if path.is_dir() and only is not None:
         raise DataError(f"{path} is a folder; give the one file to {only} on.")
     if path.is_dir():
@@ -68,6 +68,11 @@ def peek(dataset: str) -> Content:
     stems = SPLITS["train"]
     train = [file for file in inside if file.name.split(".")[0].lower() in stems]
     return whole(next((file for file in train if _reader(file)), path))
+
+
+def known(path: Path) -> bool:
+    """Whether a file is of a kind that can be read, by its name."""
+    return _reader(path) is not None
 
 
 def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:

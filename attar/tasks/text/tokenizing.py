@@ -42,10 +42,13 @@ def digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def tokenizer_at(name: str) -> Any:
-    """The tokenizer in a folder or behind a hub name, able to pad."""
+def tokenizer_at(name: str, **more: str) -> Any:
+    """The tokenizer in a folder or behind a hub name, able to pad.
+
+    more: what else `from_pretrained` is told, such as `gguf_file`
+    """
     with quiet("text") as transformers, told(f"{name} has no tokenizer that can be loaded"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **more)
     if not tokenizer.is_fast:
         raise ModelError(f"The tokenizer of {name} has no fast form (tokenizer.json).")
     # Where there is no file of it, `transformers` makes one that knows no word.

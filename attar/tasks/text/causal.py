@@ -1,0 +1,127 @@
+"""Causal language models: of `transformers`, a GGUF file, a package, an ONNX file, or one's own.
+
+One is called as `model(input_ids=..., attention_mask=...)`, each (rows, length) int64, and gives
+logits (rows, length, vocabulary) or an object with `.logits`. Rows that hold several documents it
+is given with `position_ids` in place of the mask, which begin anew with each of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attar.errors import MissingExtra, ModelError
+from attar.tasks.files import opened
+from attar.tasks.loading import folder_of, packaged, quiet, told
+from attar.tasks.text import tokenizing
+from attar.tasks.text.foreign import INPUTS, tokenizer_beside
+
+PROBE = "In 1969 the 3rd café – naïve, 日本語 and 🙂 – cost $4.99;\n\n\tdef f(x):  return x**2\n"
+"""What two tokenizers have to cut alike to pass for one."""
+
+
+def load(name: str, threads: int) -> nn.Module:
+    """A language model by name, in eval mode and float32, its tokenizer as `.tokenizer`."""
+    if (network := opened(name, threads, INPUTS, "text")) is not None:
+        vars(network)["tokenizer"] = tokenizer_beside(Path(name))
+        return network
+    folder, more = source(name)
+    with quiet("text") as transformers, told(f"{name!r} can't be loaded as a language model"):
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", **more
+        )
+    # It is unpacked: written again, it is an ordinary folder.
+    vars(model.config).pop("quantization_config", None)
+    vars(model).pop("hf_quantizer", None)
+    # Packed documents are told apart only where nothing is kept for the next token.
+    model.config.use_cache = False
+    model.tokenizer = tokenizer_of(name)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of a language model by the model's name."""
+    folder, more = source(name)
+    return tokenizing.tokenizer_at(folder, **more)
+
+
+def source(name: str) -> tuple[str, dict[str, str]]:
+    """The folder or hub name behind a name, and which GGUF file in it, where it is one.
+
+    Raises ModelError where there is none, MissingExtra where GGUF can't be read.
+    """
+    file = Path(name).expanduser()
+    if name.startswith("package:"):
+        file = packaged(name.removeprefix("package:"))
+    if file.suffix != ".gguf":
+        return folder_of(name), {}
+    if not file.is_file():
+        raise ModelError(f"There is no file {name!r} (looked in {Path.cwd()}).")
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtra("gguf", "gguf", f"reading {file.name}")
+    return str(file.parent), {"gguf_file": file.name}
+
+
+def adopt(model: Any, tokenizer: Any) -> nn.Module:
+    """The user's own model, given the task's tokenizer where it brings none."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"What should be a language model is of type {kind}; give a torch module.")
+    try:
+        inspect.signature(model.forward).bind(input_ids=None, attention_mask=None)
+    except TypeError as error:
+        raise ModelError(
+            f"{kind} can't be called as `model(input_ids=..., attention_mask=...)`: {error}."
+        ) from error
+    own: Any = None
+    with suppress(AttributeError):
+        own = model.tokenizer
+    lent: Any = own or tokenizer
+    model.tokenizer = lent
+    return model
+
+
+def check(model: Any, tokenizer: Any, length: int, *, packed: bool) -> None:
+    """Raises ModelError where a model can't read the task's rows of tokens."""
+    name = type(model).__name__
+    if not alike(model.tokenizer, tokenizer):
+        raise ModelError(
+            f"{name} reads other tokens than the task's tokenizer writes; give the task the "
+            "model's own tokenizer, and teacher and student the same."
+        )
+    if (limit := _positions(model)) is not None and length > limit:
+        raise ModelError(f"length is {length}, but {name} takes at most {limit} tokens.")
+    if packed and not _packs(model):
+        raise ModelError(
+            f"{name} takes no position_ids, so it can't tell documents of one row apart; set "
+            "`pack: false`."
+        )
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers have the same tokens and cut texts into them alike."""
+    if one is other:
+        return True
+    if one.get_vocab() != other.get_vocab():
+        return False
+    return bool(one(PROBE)["input_ids"] == other(PROBE)["input_ids"])
+
+
+def _positions(model: Any) -> int | None:
+    """How many tokens a model of `transformers` takes; None where it does not say."""
+    config: Any = vars(model).get("config")
+    said: Mapping[str, Any] = {} if config is None else config.to_dict()
+    return said.get("max_position_embeddings")
+
+
+def _packs(model: nn.Module) -> bool:
+    """Whether a model takes position_ids; a file is only asked about documents by themselves."""
+    known = inspect.signature(model.forward).parameters
+    return "position_ids" in known or not any(True for _ in model.parameters())

@@ -1,0 +1,321 @@
+"""Language modelling: tokens in, the next token out; scored by held-out text."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attar.errors import DataError, ModelError
+from attar.store import key
+from attar.taps import evaluating, tapped
+from attar.tasks.loading import device_of, logits
+from attar.tasks.sampling import Batches
+from attar.tasks.task import Task, Worths
+from attar.tasks.text import causal, corpora, packing, tokenizing
+from attar.tasks.text.packing import Row
+from attar.types import IGNORE, Batch, Count, Knowledge
+
+AT_ONCE = 1024
+"""Tokens that are asked about together where nothing else says how many."""
+
+BESIDE = 2048
+"""Tokens over which a model's answers are compared with its teacher's."""
+
+DRAWS = 2000
+"""Samples that an interval is the middle of."""
+
+
+class generation(Task):  # noqa: N801  (a recipe names it)
+    """A causal language model over text, conversations, or prompts with their answers.
+
+    Of conversations (`messages`) what the assistant says is learned, of `prompt` and `response` the
+    response, of `text` everything. Documents never read one another, however they are packed.
+
+    dataset: .txt, .jsonl (.gz), .json, .parquet or .csv, or a folder of these with a file per split
+        (train, validation, test)
+    tokenizer: of which model (folder, hub name, .gguf, `package:NAME`); teacher and student read it
+    length: tokens of a row
+    test: the file to test on; without one a fifth of the documents is held out
+    validation: share of the training documents held out for every choice, where no file is
+    pack: put short documents side by side in a row of training; held-out text is never packed
+    held: rows of each held-out part at most, spread evenly over it
+    """
+
+    kind = "text.generation"
+    tag = "text-generation"
+    score_name = "log-likelihood per token"
+    noun = "rows of text"
+    beside = "tokenizer"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        dataset: str,
+        tokenizer: str,
+        length: Count = 256,
+        test: str | None = None,
+        validation: float = 0.1,
+        pack: bool = True,
+        held: Count | None = None,
+    ) -> None:
+        if length < 2:
+            raise DataError(f"length is {length}; a row needs at least 2 tokens.")
+        self.tokenizer = causal.tokenizer_of(tokenizer)
+        found = corpora.read(dataset, self.tokenizer, test)
+        parts, self.notes = corpora.divided(found, seed, validation)
+        self.texts = tuple(each.text for each in parts["train"])
+        self.length, self.pack, self._seed = length, pack, seed
+        self.swept = max(1, AT_ONCE // length)
+        self._teacher: nn.Module | None = None
+        self._answered: dict[str, list[Tensor]] = {}
+        self._keep(parts, held)
+
+    def _keep(self, parts: Mapping[str, list[corpora.Document]], held: int | None) -> None:
+        """Take in the rows of all parts."""
+        self._rows: list[Row] = []
+        numbers: dict[str, tuple[int, ...]] = {}
+        for part, documents in parts.items():
+            train = part == "train"
+            some = packing.rows(documents, self.tokenizer, self.length, pack=self.pack and train)
+            if not some:
+                raise DataError(f"The {part} split has no token to learn from.")
+            if held is not None and not train and held < len(some):
+                some = [some[n] for n in np.linspace(0, len(some) - 1, held).astype(int)]
+            numbers[part] = tuple(range(len(self._rows), len(self._rows) + len(some)))
+            self._rows += some
+        self.rows = numbers | {"labelled": numbers["train"]}
+        self._keys = [row.key for row in self._rows]
+
+    @property
+    def summary(self) -> str:
+        tokens = {part: sum(len(self._rows[n]) for n in self.rows[part]) for part in self.rows}
+        return (
+            f"Text: {tokens['train']:,} tokens to learn from in {self.size('train'):,} rows of up "
+            f"to {self.length}, {tokens['validation']:,} for validation, {tokens['test']:,} to "
+            f"test; {self.vocabulary:,} different tokens."
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer has; what a model answers beyond them is padding."""
+        return len(self.tokenizer)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The tokens, the template that conversations are put into, and how long a row is."""
+        return {
+            "tokenizer": tokenizing.digest(self.tokenizer),
+            "template": key(self.tokenizer.chat_template or ""),
+            "vocabulary": self.vocabulary,
+            "max_length": self.length,
+        }
+
+    @property
+    def limit(self) -> str:
+        return f"It was trained on texts of up to {self.length} tokens."
+
+    @property
+    def offers(self) -> Mapping[str, Any]:
+        """The training texts, the tokenizer, and how long a row is."""
+        return {"texts": self.texts, "tokenizer": self.tokenizer, "max_length": self.length}
+
+    def met(self, teacher: nn.Module) -> generation:
+        """The same task, by which answers are also compared with those of its teacher."""
+        there = copy.copy(self)
+        there._teacher, there._answered = teacher, {}
+        return there
+
+    def load(
+        self,
+        name: str | nn.Module,
+        *,
+        new_head: bool = False,
+        partly: bool = False,  # noqa: ARG002  (tokens are known or they are not)
+        threads: int = 1,
+    ) -> nn.Module:
+        """A causal language model that reads the task's tokens, with them as `.tokenizer`.
+
+        name: a `transformers` folder or hub name, a .gguf file, `package:NAME` for weights that an
+            installed package carries, an .onnx file, or the user's own module, called as
+            `model(input_ids=..., attention_mask=...)`
+        threads: of the runtime, where it is an exported file
+        Raises ModelError where the model can't be had or reads other tokens.
+        """
+        if new_head:
+            raise ModelError("A language model keeps its head; give `keep_head: true`, or `load`.")
+        if isinstance(name, str):
+            model = causal.load(name, threads)
+        else:
+            model = causal.adopt(name, self.tokenizer)
+        packed = any(len(self._rows[n].ends) > 1 for n in self.rows["train"])
+        causal.check(model, self.tokenizer, self.length, packed=packed)
+        return model
+
+    def batches(
+        self, part: str = "train", *, batch_size: int = 32, seed: int | None = None
+    ) -> Batches:
+        """An endless, seeded, resumable stream over the rows to learn from."""
+        drawn = self._seed if seed is None else seed
+        lengths = [len(row) for row in self._rows]
+        return Batches(self._batch, self._part(part), lengths, batch_size=batch_size, seed=drawn)
+
+    def tokens(self, model: nn.Module) -> float:  # noqa: ARG002  (all models read the same)
+        """Tokens of a row, the mean."""
+        return float(np.mean([len(self._rows[n]) for n in self.rows["train"]]))
+
+    def example(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The model's inputs for the longest row of the test."""
+        return self.encode(model, [self._rows[max(self.rows["test"], key=self._length)]])
+
+    def encode(self, model: nn.Module, inputs: Sequence[Row]) -> dict[str, Tensor]:
+        """Token ids with a mask, or with positions where documents are packed: (rows, length)."""
+        longest = max(len(row) for row in inputs)
+        ids = torch.full((len(inputs), longest), self.tokenizer.pad_token_id or 0)
+        for n, row in enumerate(inputs):
+            ids[n, : len(row)] = torch.from_numpy(row.ids)
+        device = device_of(model)
+        if all(len(row.ends) == 1 for row in inputs):
+            return {
+                "input_ids": ids.to(device),
+                "attention_mask": _mask(inputs, longest).long().to(device),
+            }
+        # A place of padding is a document by itself.
+        positions = torch.zeros_like(ids)
+        for n, row in enumerate(inputs):
+            positions[n, : len(row)] = torch.from_numpy(row.positions)
+        return {"input_ids": ids.to(device), "position_ids": positions.to(device)}
+
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
+        """What decides what a model is shown: every one the same."""
+        return self.facts
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the model's tokenizer beside it."""
+        tokenizing.tokenizer_of(model).save_pretrained(folder)
+
+    def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
+        """Logits (rows, length, vocabulary) of what comes after each token, and some features."""
+        inputs = self.encode(model, batch.inputs)
+        rows, length = inputs["input_ids"].shape
+        mask = _mask(batch.inputs, length).long().to(inputs["input_ids"].device)
+        with tapped(model, layers) as heard:
+            answers = logits(model(**inputs))
+        if answers.dim() != 3 or answers.shape[:2] != (rows, length):
+            raise ModelError(
+                f"{type(model).__name__} gave answers of shape {tuple(answers.shape)} for {rows} "
+                f"rows of {length} tokens; a language model gives (rows, length, vocabulary)."
+            )
+        if answers.shape[2] < self.vocabulary:
+            raise ModelError(
+                f"{type(model).__name__} answers for {answers.shape[2]:,} tokens, and the "
+                f"tokenizer has {self.vocabulary:,}: resize the model's embeddings."
+            )
+        # No text has a token beyond the tokenizer's own, so what stands there is padding.
+        return Knowledge(answers[..., : self.vocabulary].float(), heard(mask), mask)
+
+    def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy with the token that comes next, the mean over those to be foretold."""
+        said = knowledge.logits
+        labels = batch.labels[:, : said.shape[1]].to(said.device)
+        at = labels != IGNORE
+        if not at.any():
+            return said.sum() * 0.0
+        return F.cross_entropy(said[at], labels[at], label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def judged(self, model: nn.Module, part: str) -> tuple[Worths, dict[str, float]]:
+        """Of each row its share of the log-likelihood per token, and what they come to.
+
+        `score` is the mean log-likelihood of a token in nats, higher being better, and `perplexity`
+        the exponential of its negative; `low` and `high` bound the score by the bootstrap over rows
+        (95 %). `bits_per_byte` does not depend on the tokenizer. `accuracy` is how often the
+        likeliest token comes. Beside a teacher, over some of the rows, `agreement` is how often its
+        likeliest token is the same, and `kl` the mean divergence KL(teacher | model) in nats.
+        """
+        found: dict[str, tuple[float, int, int]] = {}
+        with evaluating(model):
+            for batch in self.sweep(part):
+                found |= zip(batch.keys, _told(self.forward(model, batch), batch), strict=True)
+            beside = {} if self._teacher is None else self._compared(model, self._teacher, part)
+        lost, right, count = np.array([found[self._keys[n]] for n in self._part(part)]).T
+        each, nats = -lost * len(count) / count.sum(), float(lost.sum() / count.sum())
+        written = sum(self._rows[n].written for n in self._part(part))
+        low, high = _interval(-lost, count)
+        return each, {
+            "score": -nats,
+            "low": low,
+            "high": high,
+            "perplexity": math.exp(min(nats, 700)),
+            "bits_per_byte": float(lost.sum()) / math.log(2) / max(1, written),
+            "accuracy": float(right.sum() / count.sum()),
+            "examples": len(count),
+            "tokens": int(count.sum()),
+            **beside,
+        }
+
+    def _compared(self, model: nn.Module, teacher: nn.Module, part: str) -> dict[str, float]:
+        """How far a model answers as its teacher does, over some rows of a part."""
+        rows = max(1, round(BESIDE / self.tokens(model)))
+        whole = self.spread(part, min(rows, self.size(part)))
+        batches = [
+            whole.rows(n, min(n + self.swept, len(whole))) for n in range(0, len(whole), self.swept)
+        ]
+        if part not in self._answered:
+            with evaluating(teacher):
+                # Half the memory, for an error far below what is told.
+                self._answered[part] = [self._said(teacher, each).half() for each in batches]
+        same, apart, count = 0.0, 0.0, 0
+        for batch, its in zip(batches, self._answered[part], strict=True):
+            mine, truth = self._said(model, batch).log_softmax(1), its.float().log_softmax(1)
+            same += float((mine.argmax(1) == truth.argmax(1)).sum())
+            apart += float((truth.exp() * (truth - mine)).sum())
+            count += len(mine)
+        return {"agreement": same / count, "kl": apart / count, "compared": count}
+
+    def _said(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""
+        answers = self.forward(model, batch).logits.cpu()
+        return answers[batch.labels[:, : answers.shape[1]] != IGNORE]
+
+    def _ordered(self, part: str) -> Sequence[int]:
+        return sorted(self._part(part), key=lambda row: (self._length(row), row))
+
+    def _length(self, row: int) -> int:
+        return len(self._rows[row])
+
+    def _batch(self, rows: Sequence[int]) -> Batch:
+        some = tuple(self._rows[row] for row in rows)
+        labels = np.stack([row.labels(self.length) for row in some])
+        return Batch(some, torch.from_numpy(labels), tuple(self._keys[row] for row in rows))
+
+
+def _mask(rows: Sequence[Row], length: int) -> Tensor:
+    """(rows, length) of bool: which tokens are real."""
+    return torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+
+
+def _told(said: Knowledge, batch: Batch) -> list[tuple[float, int, int]]:
+    """Of each row: nats that are lost, tokens whose likeliest came, and tokens."""
+    found = []
+    for answers, labels in zip(said.logits, batch.labels, strict=True):
+        at = labels[: len(answers)] != IGNORE
+        told, truth = answers[at.to(answers.device)], labels[: len(answers)][at].to(answers.device)
+        lost = float(F.cross_entropy(told, truth, reduction="sum").double())
+        found.append((lost, int((told.argmax(1) == truth).sum()), len(truth)))
+    return found
+
+
+def _interval(sums: Worths, counts: Worths) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean over tokens, whole rows drawn anew (Efron 1979)."""
+    drawn = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)
