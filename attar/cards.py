@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attar.lineage import teachers
 from attar.report import Report, sentences
@@ -13,6 +13,10 @@ from attar.students import PAPER
 
 if TYPE_CHECKING:
     from attar.setting import Setting
+    from attar.tasks.task import Task
+
+BEGUN = "The first thing to know is"
+"""What the card's lines have continued."""
 
 ASKED = "How do I top up?"
 """What the card's lines ask: anything will do, and nothing from the data may stand there."""
@@ -123,6 +127,36 @@ STATES = {
 """The same for the states of an environment."""
 
 
+WRITTEN_ONNX = """import onnxruntime, transformers
+tokenizer = transformers.AutoTokenizer.from_pretrained("tokenizer")
+text = tokenizer("{begun}", return_tensors="np")
+session = onnxruntime.InferenceSession("{name}")
+asked = {{each.name: text[each.name] for each in session.get_inputs()}}
+print(tokenizer.decode(session.run(None, asked)[0][0, -1].argmax()))  # the next token
+"""
+
+WRITTEN_TRANSFORMERS = """from transformers import pipeline
+write = pipeline("text-generation", model=".")
+print(write("{begun}", max_new_tokens=40)[0]["generated_text"])
+"""
+
+WRITTEN = {
+    ".onnx": ("onnx", WRITTEN_ONNX, "`tokenizer/`"),
+    ".xml": ("openvino", "", "`tokenizer/`"),
+    ".pte": ("executorch", "", "`tokenizer/`"),
+    "transformers": ("transformers", WRITTEN_TRANSFORMERS, "this folder"),
+}
+"""The same for what writes."""
+
+KNOWN = {
+    "text-classification": TEXTS,
+    "image-classification": PICTURES,
+    "reinforcement-learning": STATES,
+    "text-generation": WRITTEN,
+}
+"""By the tag of a task, how its models are used."""
+
+
 def write_cards(here: Setting, report: Report, paths: Mapping[str, Path]) -> list[Path]:
     """Write a card into each folder of the run that holds models, for all of them there.
 
@@ -152,7 +186,7 @@ def _free(folder: Path) -> Path:
 
 
 def _about(here: Setting, path: Path) -> About:
-    library, load, tokenizer = _loading(path, here.task.facts)
+    library, load, tokenizer = _loading(path, here.task)
     said = here.recipe.task.options
     data = said.get("dataset", said.get("environment", here.recipe.task.name))
     return About(
@@ -167,16 +201,15 @@ def _about(here: Setting, path: Path) -> About:
     )
 
 
-def _loading(path: Path, facts: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The library that loads it, how, and where its tokenizer lies.
-
-    facts: of the task, which tell what it is shown
-    """
+def _loading(path: Path, task: Task) -> tuple[str, str, str]:
+    """The library that loads it, how, and where its tokenizer lies."""
+    facts = task.facts
     height, width = facts.get("shape") or (0, 0)
     papers = {PAPER: "attar", "config.json": "transformers"}
     folder = next((kind for paper, kind in papers.items() if (path / paper).is_file()), "")
-    known = PICTURES if width else STATES if "observation" in facts else TEXTS
-    library, lines, tokenizer = known.get(path.suffix or folder, ("other", "", ""))
+    library, lines, tokenizer = KNOWN[task.tag].get(path.suffix or folder, ("other", "", ""))
     more = {"observation": [1, *facts.get("observation", [])]}
-    said = lines.format(asked=ASKED, name=path.name, width=width, height=height, **more)
+    said = lines.format(
+        asked=ASKED, begun=BEGUN, name=path.name, width=width, height=height, **more
+    )
     return library, said, tokenizer

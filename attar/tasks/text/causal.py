@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,27 @@ PROBE = "In 1969 the 3rd café – naïve, 日本語 and 🙂 – cost $4.99;\n\
 """What two tokenizers have to cut alike to pass for one."""
 
 
-def load(name: str, threads: int) -> nn.Module:
-    """A language model by name, in eval mode and float32, its tokenizer as `.tokenizer`."""
+def load(name: str, threads: int, lent: Any = None) -> nn.Module:
+    """A language model by name, in eval mode and float32, its tokenizer as `.tokenizer`.
+
+    lent: the tokenizer of that name, where it is at hand
+    """
     if (network := opened(name, threads, INPUTS, "text")) is not None:
         vars(network)["tokenizer"] = tokenizer_beside(Path(name))
         return network
     folder, more = source(name)
-    with quiet("text") as transformers, told(f"{name!r} can't be loaded as a language model"):
+    with (
+        quiet("text") as transformers,
+        told(f"{name!r} can't be loaded as a language model"),
+        redirect_stderr(StringIO()) if more else nullcontext(),  # its bar has no switch
+    ):
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="sdpa", **more
         )
     # It is unpacked: written again, it is an ordinary folder.
     vars(model.config).pop("quantization_config", None)
     vars(model).pop("hf_quantizer", None)
-    # Packed documents are told apart only where nothing is kept for the next token.
-    model.config.use_cache = False
-    model.tokenizer = tokenizer_of(name)
+    model.tokenizer = lent or tokenizer_of(name)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -88,9 +94,12 @@ def adopt(model: Any, tokenizer: Any) -> nn.Module:
     return model
 
 
-def check(model: Any, tokenizer: Any, length: int, *, packed: bool) -> None:
-    """Raises ModelError where a model can't read the task's rows of tokens."""
+def prepare_(model: Any, tokenizer: Any, length: int, *, packed: bool) -> None:
+    """Make a model ready for the task's rows. Raises ModelError where it can't read them."""
     name = type(model).__name__
+    if "config" in vars(model):
+        # Packed documents are told apart only where nothing is kept for the next token.
+        model.config.use_cache = False
     if not alike(model.tokenizer, tokenizer):
         raise ModelError(
             f"{name} reads other tokens than the task's tokenizer writes; give the task the "

@@ -69,7 +69,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     ) -> None:
         if length < 2:
             raise DataError(f"length is {length}; a row needs at least 2 tokens.")
-        self.tokenizer = causal.tokenizer_of(tokenizer)
+        self.tokenizer, self._named = causal.tokenizer_of(tokenizer), tokenizer
+        self._dataset = dataset
         found = corpora.read(dataset, self.tokenizer, test)
         parts, self.notes = corpora.divided(found, seed, validation)
         self.texts = tuple(each.text for each in parts["train"])
@@ -121,7 +122,10 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     @property
     def limit(self) -> str:
-        return f"It was trained on texts of up to {self.length} tokens."
+        return (
+            f"It was trained on texts of up to {self.length} tokens, and writes what is likely, "
+            "whether it is true or not."
+        )
 
     @property
     def offers(self) -> Mapping[str, Any]:
@@ -153,11 +157,11 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         if new_head:
             raise ModelError("A language model keeps its head; give `keep_head: true`, or `load`.")
         if isinstance(name, str):
-            model = causal.load(name, threads)
+            model = causal.load(name, threads, self.tokenizer if name == self._named else None)
         else:
             model = causal.adopt(name, self.tokenizer)
         packed = any(len(self._rows[n].ends) > 1 for n in self.rows["train"])
-        causal.check(model, self.tokenizer, self.length, packed=packed)
+        causal.prepare_(model, self.tokenizer, self.length, packed=packed)
         return model
 
     def batches(
