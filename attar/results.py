@@ -119,7 +119,7 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     floor = None
     if isinstance(here.task, text.classification) and "score" in wanted:
         floor = bag_of_words(here.task, TEST)
-    subjects = {each.name: auditing.subject(each.name, each.model, each.source) for each in entries}
+    subjects = {each.name: _subject(here, each) for each in entries}
     scores, predicted = _scores(here, book, entries, subjects) if "score" in wanted else ({}, {})
     calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
     _sign(here, entries, scores, calibrated)
@@ -165,6 +165,12 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     report = _written(here, book, tuple(rows), timing, tokens, audits)
     write_cards(here, report, {entry.name: entry.path for entry in entries if entry.path})
     return report
+
+
+def _subject(here: Setting, entry: Entry) -> Subject:
+    if entry.name == "teacher":
+        return auditing.teacher(here, entry.name, entry.model)
+    return auditing.subject(entry.name, entry.model, entry.source)
 
 
 def _calibrated(
