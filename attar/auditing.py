@@ -116,9 +116,7 @@ def teacher(here: Setting, name: str, model: nn.Module) -> Subject:
     """The recipe's teacher, whose answers outlast the run: many runs weigh theirs against them."""
     found = subject(name, model)
     if found.network is None:
-        return (
-            found  # of a file, which torch can't see into, it is not known whose answers they are
-        )
+        return found  # a file, of which torch can't tell whose answers it has
     with suppress(StoreError):
         whose = fingerprint(model, **here.task.preprocessing(model))
         # Weights don't tell everything: what the recipe says of it and how it is built count too.
