@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from attar import casting
 from attar.arms import trained
-from attar.baselines import Arm
+from attar.baselines import Arm, bag_of_words
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
@@ -302,6 +303,28 @@ def test_hard_labels_are_the_teachers_whoever_teaches(
     (lesson,) = scheme([batch], found.student, here.engine, 1)
     assert lesson.teacher is not None
     torch.testing.assert_close(lesson.teacher.logits, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_the_floor_is_fitted_once_for_the_same_data_but_where_it_is_timed(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[str] = []
+
+    def counted(task: Any, part: str) -> dict[str, Any]:
+        fitted.append(part)
+        return bag_of_words(task, part)
+
+    monkeypatch.setattr("attar.floor.bag_of_words", counted)
+    rows = []
+    for out, change in (("one", {}), ("two", {"student": {"lstm": {"width": 4}}})):
+        rows.append(run(read(said | change), tmp_path / out).row("bag_of_words"))
+        kept = load_file(tmp_path / out / "predictions.safetensors")
+        assert (kept["bag_of_words"] == kept["truth"]).mean() == rows[-1].score
+    assert rows[0] == rows[1]
+    assert len(fitted) == 1
+    run(read(said | {"measure": ["score", "latency"]}), tmp_path / "three")
+    run(read(said | {"seed": 1}), tmp_path / "four")
+    assert len(fitted) == 3
 
 
 def test_the_teachers_answers_outlast_the_run_and_what_is_damaged_is_asked_again(
