@@ -76,13 +76,14 @@ class Subject:
     def _asked(self, here: Setting, part: str, advance: Advance | None) -> Tensor:
         """Its logits as they were kept; where they were not, as the model gives them now."""
         assert self.model is not None
+        task = here.task.audited()
         if self.kept is None:
-            return here.task.answers(self.model, part, advance)
-        file = self.kept / f"{part}-{here.task.hash_of(part)}.safetensors"
+            return task.answers(self.model, part, advance)
+        file = self.kept / f"{part}-{task.hash_of(part)}.safetensors"
         with suppress(OSError, SafetensorError):  # what is damaged is asked again
             kept: Tensor = load_file(file)["logits"]
             return kept
-        answers = here.task.answers(self.model, part, advance)
+        answers = task.answers(self.model, part, advance)
         written(save({"logits": answers.contiguous()}), file)
         return answers
 
@@ -96,7 +97,9 @@ class Subject:
         rows = self.covered(here, "validation")
         if not len(rows):
             return None
-        return self.answers(here, "validation").numpy(), here.task.labels("validation")[rows]
+        return self.answers(here, "validation").numpy(), here.task.audited().labels("validation")[
+            rows
+        ]
 
     def temperature(self, here: Setting) -> float | None:
         """What its logits are to be divided by; None where none is best."""
@@ -141,13 +144,13 @@ def audited(here: Setting, before: Subject, after: Subject, part: str = "test") 
         Side(each.answers(here, part).numpy()[at], each.held(here))
         for each, at in zip((before, after), places, strict=True)
     )
-    labels = here.task.labels(part)[rows]
+    labels = here.task.audited().labels(part)[rows]
     given = {
         "before": one,
         "after": other,
         "labels": labels,
         "classes": here.task.classes,
-        "told": lambda row: here.task.told(part, int(rows[row])),
+        "told": lambda row: here.task.audited().told(part, int(rows[row])),
     }
     found = ask(_options(here), given | _deeper(here, before, after, part))
     hurt = [
@@ -277,7 +280,8 @@ def _explained(
     here: Setting, models: Sequence[nn.Module], part: str, count: int
 ) -> Iterator[tuple[Array, ...]]:
     """What hiding each piece of some examples takes from the first model's answer, by each."""
-    batch = here.task.spread(part, count)
+    task = here.task.audited()
+    batch = task.spread(part, count)
     for n in range(len(batch)):
         inputs = batch.rows(n, n + 1).inputs
         said = int(_shares(here, models[0], inputs).argmax())
@@ -285,9 +289,9 @@ def _explained(
         def answer(
             kept: Tensor, model: nn.Module, inputs: Any = inputs, said: int = said
         ) -> Tensor:
-            return _shares(here, model, here.task.seen(inputs, kept > 0.5))[:, said]
+            return _shares(here, model, task.seen(inputs, kept > 0.5))[:, said]
 
-        if pieces := here.task.pieces(inputs):
+        if pieces := task.pieces(inputs):
             yield tuple(occlusion(partial(answer, model=each), pieces) for each in models)
 
 

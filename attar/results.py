@@ -34,7 +34,6 @@ from attar.measure.machine import flags, processor
 from attar.measure.memory import finished
 from attar.measure.questions import by_name, length, question
 from attar.report import Report, Row, verdict
-from attar.tasks.control.states import States
 
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
@@ -258,10 +257,10 @@ def _judged(
     here: Setting, who: Subject, model: nn.Module, part: str
 ) -> tuple[Classes, dict[str, float]]:
     """What a model makes of each example of a part, or what its episodes return; how good it is."""
-    if isinstance(here.task, States):
+    if here.task.truth(part) is None:
         return here.task.judged(model, part)
     predicted = who.predicted(here, part)
-    return predicted, here.task.judge(predicted, part)
+    return predicted, here.task.audited().judge(predicted, part)
 
 
 def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
