@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from attar import distill, measure
-from attar.errors import DataError, LayerError
+from attar import arms, distill, measure
+from attar.errors import DataError, LayerError, StoreError
 from attar.export.writing import written
 from attar.measure.audit import Side, broken_rows
 from attar.measure.audit.answers import Array
@@ -27,6 +31,7 @@ from attar.report import Row
 from attar.report.sentences import best
 from attar.resolve import ask, chosen, compares
 from attar.setting import Setting
+from attar.store import fingerprint
 from attar.taps import evaluating, place
 from attar.types import IGNORE, Batch
 
@@ -47,6 +52,7 @@ class Subject:
     network: of torch, whose layers can be read; None where there is none
     known: by part, its logits, asked for once
     rows: by part, which examples those are; all of them where there is a model
+    kept: the folder in which its answers outlast the run; None where they are asked for each time
     """
 
     name: str
@@ -54,6 +60,7 @@ class Subject:
     network: nn.Module | None = None
     known: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Array] = field(default_factory=dict)
+    kept: Path | None = None
 
     def covered(self, here: Setting, part: str) -> Array:
         """Which examples of a part it has answers to."""
@@ -63,9 +70,22 @@ class Subject:
     def answers(self, here: Setting, part: str, advance: Advance | None = None) -> Tensor:
         """Its logits of these examples."""
         if part not in self.known:
-            assert self.model is not None
-            self.known[part] = here.task.audited().answers(self.model, part, advance)
+            self.known[part] = self._asked(here, part, advance)
         return self.known[part]
+
+    def _asked(self, here: Setting, part: str, advance: Advance | None) -> Tensor:
+        """Its logits as they were kept; where they were not, as the model gives them now."""
+        assert self.model is not None
+        task = here.task.audited()
+        if self.kept is None:
+            return task.answers(self.model, part, advance)
+        file = self.kept / f"{part}-{task.hash_of(part)}.safetensors"
+        with suppress(OSError, SafetensorError):  # what is damaged is asked again
+            kept: Tensor = load_file(file)["logits"]
+            return kept
+        answers = task.answers(self.model, part, advance)
+        written(save({"logits": answers.contiguous()}), file)
+        return answers
 
     def predicted(self, here: Setting, part: str) -> Array:
         """The classes it takes these examples for."""
@@ -93,6 +113,19 @@ def subject(name: str, model: nn.Module, source: nn.Module | None = None) -> Sub
     source: the network of torch that it was written from, where it is a file
     """
     return Subject(name, model, source or (None if isinstance(model, Foreign) else model))
+
+
+def teacher(here: Setting, name: str, model: nn.Module) -> Subject:
+    """The recipe's teacher, whose answers outlast the run: many runs weigh theirs against them."""
+    found = subject(name, model)
+    if found.network is None:
+        return found  # a file, of which torch can't tell whose answers it has
+    with suppress(StoreError):
+        whose = fingerprint(model, **here.task.preprocessing(model))
+        # Weights don't tell everything: what the recipe says of it and how it is built count too.
+        facts = (here.recipe.to_dict()["teacher"], repr(model), whose)
+        found.kept = here.cache / "answers" / arms.key(*facts)
+    return found
 
 
 def audited(here: Setting, before: Subject, after: Subject, part: str = "test") -> dict[str, Any]:
