@@ -117,6 +117,8 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     words = floor(here, TEST, timed=timed) if "score" in wanted else None
     subjects = {each.name: _subject(here, each) for each in entries}
     scores, predicted = _scores(here, book, entries, subjects) if "score" in wanted else ({}, {})
+    for title, lines in here.task.shown({each.name: each.model for each in entries}).items():
+        book.tell(title, lines)
     calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
     _sign(here, entries, scores, calibrated)
     for entry in entries:

@@ -99,6 +99,7 @@ def lessons(
             "classes": here.task.classes,
             "load": partial(load, here, partly=True),
             "act": here.task.act,
+            "write": here.task.write,
             "examples": here.task.size("train"),
             "make": partial(_peer, here, teacher),
             "judge": _judge(here, taught),

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from attar.distill import Objective, term, train
 from attar.errors import AttarError, DataError, ModelError, RecipeError
 from attar.losses import response
-from attar.tasks.text import corpora, generation, packing
+from attar.tasks.text import corpora, generation, packing, writing
 from attar.tasks.text.corpora import Document
-from attar.teach import ask, online
+from attar.teach import ask, online, teacher_text
 from attar.types import IGNORE, Batch, Knowledge, Lesson
 
 Make = Callable[..., generation]
@@ -357,3 +357,57 @@ def test_sides_that_answer_for_other_tokens_are_refused() -> None:
 def test_an_audit_of_a_language_model_is_refused(make: Make) -> None:
     with pytest.raises(AttarError, match="log-likelihood per token instead"):
         make().audited()
+
+
+# --- writing
+
+
+@pytest.mark.parametrize(
+    ("written", "truth", "near"),
+    [
+        ("the fox sang", "the fox sang", 1.0),
+        # the common subsequence is "police the gunman": 3 of 4 words on both sides
+        ("police kill the gunman", "Police, the gunman killed!", 0.75),
+        ("a b c d", "d c b a", 0.25),
+        ("", "the fox", 0.0),
+    ],
+)
+def test_rouge_l_is_what_is_worked_by_hand(written: str, truth: str, near: float) -> None:
+    assert writing.rouge_l(written, truth) == pytest.approx(near)
+
+
+def test_prompts_of_different_lengths_are_continued_as_transformers_does_each_alone() -> None:
+    model: Any = storybook.llama(padded=8)
+    reads = model.tokenizer
+    prompts = [np.array(reads(text)["input_ids"]) for text in ("the fox", "Mara sang in the", "a")]
+    for prompt, new in zip(prompts, writing.continued(model, prompts, 12, reads), strict=True):
+        said = model.generate(
+            input_ids=torch.from_numpy(prompt)[None],
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=12,
+            do_sample=False,
+            suppress_tokens=list(range(len(reads), len(reads) + 8)),
+        )
+        assert new.tolist() == said[0, len(prompt) :].tolist()
+
+
+def test_what_a_teacher_writes_is_learned_and_its_prompt_is_not(make: Make) -> None:
+    task = make()
+    teacher = task.load(storybook.llama())
+    batch = next(iter(task.batches(batch_size=2)))
+    lesson = next(teacher_text([batch], [teacher], task.write, prompt=0.25, temperature=0.0))
+    assert lesson.teacher is None
+    documents = [each for row in batch.inputs for each in np.split(row.ids, row.ends[:-1])]
+    assert len(lesson.batch) == len(documents)
+    for row, ids, labels in zip(lesson.batch.inputs, documents, lesson.batch.labels, strict=True):
+        start = max(1, round(0.25 * len(ids)))
+        assert row.ids[:start].tolist() == ids[:start].tolist()
+        assert (labels[: start - 1] == IGNORE).all()
+        likeliest = alone(teacher, row.ids)[..., : task.vocabulary].argmax(1)
+        assert labels[start - 1 : len(row) - 1].tolist() == likeliest[start - 1 : -1].tolist()
+
+
+def test_nothing_but_a_language_model_writes(make: Make) -> None:
+    task = make(pack=False)
+    with pytest.raises(ModelError, match="can't write"):
+        task.write(nn.Linear(2, 2), next(task.sweep("train")), 0.5, 0.0)

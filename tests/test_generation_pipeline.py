@@ -14,6 +14,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from attar import export
+from attar.compress import prune
 from attar.forecast import forecast
 from attar.pipeline import run
 from attar.recipe import read
@@ -108,3 +110,50 @@ def test_what_a_run_will_take_is_told_beforehand(said: dict[str, Any], tmp_path:
     told = forecast(begin(read(said), tmp_path / "out"))
     assert told.tokens > 10
     assert {stage.name for stage in told.stages} >= {"student-layers-distill", "labels_only"}
+
+
+def test_a_fresh_llama_learns_from_what_its_teacher_writes(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    said["task"]["text.generation"]["prompts"] = 2
+    said["student"] = {"llama": {"layers": 1, "width": 16, "heads": 2, "groups": 1}}
+    said["teach"] = {"teacher_text": {"prompt": 0.3}}
+    said["losses"] = ["task"]
+    said["steps"] = [{"distill": {"steps": 3, "batch_size": 4}}]
+    said["baselines"] = []
+    report = run(read(said), tmp_path / "out")
+    means, lines = report.tables.values()
+    assert [line["model"] for line in means] == ["teacher", "student"]
+    assert [line["model"] for line in lines] == ["the text itself", "teacher", "student"] * 2
+    assert all(0 <= line["ROUGE-L"] <= 1 for line in means)
+
+
+@pytest.mark.parametrize("ratio", [{"ffn": 0.5}, {"heads": 0.5}, {"hidden": 0.25}])
+def test_a_model_is_cut_in_width_groups_of_heads_whole_and_embeddings_tied(
+    said: dict[str, Any], tmp_path: Path, ratio: dict[str, float]
+) -> None:
+    here = begin(read(said), tmp_path / "out")
+    model = here.task.load(storybook.llama(hidden_size=64, intermediate_size=96))
+    small: Any = prune.structured(
+        model, here.task.example, here.task.calibration, here.task.losses, ratio=ratio, batches=2
+    )
+    config = small.config
+    assert small.lm_head.weight is small.model.embed_tokens.weight
+    assert config.num_attention_heads == 2 * config.num_key_value_heads
+    path = export.transformers(small, tmp_path / "small", here.task.save)
+    batch = next(here.task.sweep("test", batch_size=2))
+    again = here.task.load(str(path))
+    with torch.no_grad():
+        one, other = (here.task.forward(each, batch).logits for each in (small, again))
+    assert torch.equal(one, other)
+
+
+def test_an_onnx_file_scores_as_the_model_that_it_was_written_from(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    here = begin(read(said), tmp_path / "out")
+    model = here.task.load(storybook.llama(2))
+    here.task.save(model, tmp_path / "tokenizer")
+    file = here.task.load(str(export.onnx(model, here.task.example, tmp_path / "small")))
+    scored = here.task.score(model, "test")["score"]
+    assert here.task.score(file, "test")["score"] == pytest.approx(scored, abs=1e-4)

@@ -9,6 +9,7 @@ from attar.students.folder import load as load
 from attar.students.folder import paper_of as paper_of
 from attar.students.folder import save as save
 from attar.students.joined import joined
+from attar.students.language import llama
 from attar.students.mobile import mobilenet
 from attar.students.pretrained import pretrained
 from attar.students.recurrent import lstm
@@ -23,6 +24,7 @@ __all__ = [
     "encoder",
     "joined",
     "layers",
+    "llama",
     "lstm",
     "mlp",
     "mobilenet",

@@ -133,6 +133,14 @@ class Task(ABC):
         """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
         raise RecipeError(f"student_driven is for tasks of control; {self.noun} are only answered.")
 
+    def write(self, *_: Any) -> Batch:
+        """What a model writes. Raises RecipeError: here there are no words."""
+        raise RecipeError(f"teacher_text is for language models; {self.noun} are only answered.")
+
+    def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
+        """What of models is to be read in the report beside their figures: tables, by title."""
+        return {}
+
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """What reward trains. Raises RecipeError: here there is none."""
         raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")

@@ -17,6 +17,7 @@ from attar.teach.itself import own, self_ema, virtual
 from attar.teach.peers import mutual
 from attar.teach.several import ensemble, uncertain
 from attar.teach.stored import stored
+from attar.teach.written import teacher_text
 
 __all__ = [
     "alone",
@@ -29,6 +30,7 @@ __all__ = [
     "self_ema",
     "stored",
     "student_driven",
+    "teacher_text",
     "uncertain",
     "virtual",
 ]

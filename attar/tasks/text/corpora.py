@@ -35,21 +35,18 @@ class Document:
     ended: bool = False
 
 
-def read(dataset: str, tokenizer: Any, test: str | None = None) -> dict[str, list[Document]]:
+def read(dataset: str, tokenizer: Any) -> dict[str, list[Document]]:
     """The documents of a file or folder: train, and validation and test where there are files.
 
     dataset: .txt, .jsonl (.gz), .json, .parquet or .csv; or a folder with such files, by splits
         where they are named after them (train, validation, test)
     tokenizer: whose template conversations are put into
-    test: the file to test on
     Raises DataError with what is wrong and what to do.
     """
     path = Path(dataset).expanduser()
     if not path.exists():
         raise DataError(f"There is no file or folder {dataset!r} (looked in {Path.cwd()}).")
     files = {"train": [path]} if path.is_file() else _by_split(path)
-    if test is not None:
-        files["test"] = [Path(test).expanduser()]
     return {
         split: [document for file in some for document in _documents(file, tokenizer)]
         for split, some in files.items()

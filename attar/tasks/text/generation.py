@@ -19,9 +19,9 @@ from attar.taps import evaluating, tapped
 from attar.tasks.loading import device_of, logits
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
-from attar.tasks.text import causal, corpora, packing, tokenizing
+from attar.tasks.text import causal, corpora, packing, tokenizing, writing
 from attar.tasks.text.packing import Row
-from attar.types import IGNORE, Batch, Count, Knowledge
+from attar.types import IGNORE, Amount, Batch, Count, Knowledge
 
 AT_ONCE = 1024
 """Tokens that are asked about together where nothing else says how many."""
@@ -43,10 +43,11 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         (train, validation, test)
     tokenizer: of which model (folder, hub name, .gguf, `package:NAME`); teacher and student read it
     length: tokens of a row
-    test: the file to test on; without one a fifth of the documents is held out
-    validation: share of the training documents held out for every choice, where no file is
+    validation: share of the training documents held out for every choice, where no file is; of the
+        test it is a fifth
     pack: put short documents side by side in a row of training; held-out text is never packed
     held: rows of each held-out part at most, spread evenly over it
+    prompts: rows of the test that every model continues from their middle, for the report
     """
 
     kind = "text.generation"
@@ -62,19 +63,19 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         dataset: str,
         tokenizer: str,
         length: Count = 256,
-        test: str | None = None,
         validation: float = 0.1,
         pack: bool = True,
         held: Count | None = None,
+        prompts: Amount = 0,
     ) -> None:
         if length < 2:
             raise DataError(f"length is {length}; a row needs at least 2 tokens.")
         self.tokenizer, self._named = causal.tokenizer_of(tokenizer), tokenizer
         self._dataset = dataset
-        found = corpora.read(dataset, self.tokenizer, test)
+        found = corpora.read(dataset, self.tokenizer)
         parts, self.notes = corpora.divided(found, seed, validation)
         self.texts = tuple(each.text for each in parts["train"])
-        self.length, self.pack, self._seed = length, pack, seed
+        self.length, self.pack, self.prompts, self._seed = length, pack, prompts, seed
         self.swept = max(1, AT_ONCE // length)
         self._teacher: nn.Module | None = None
         self._answered: dict[str, list[Tensor]] = {}
@@ -285,6 +286,24 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             count += len(mine)
         return {"agreement": same / count, "kl": apart / count, "compared": count}
 
+    def write(self, model: nn.Module, batch: Batch, prompt: float, temperature: float) -> Batch:
+        """What a model writes behind the beginning of each document, which is to be learned.
+
+        prompt: share of a document that stays; temperature: 0 for what is likeliest
+        Raises ModelError where the model can't write.
+        """
+        if not writing.writes(model):
+            raise ModelError(f"{type(model).__name__} is no model of transformers: it can't write.")
+        how = {"prompt": prompt, "temperature": temperature}
+        return self._of(writing.rewritten(model, batch.inputs, self.length, self.tokenizer, **how))
+
+    def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:
+        """How every model goes on from the middle of some test rows, beside what stands there."""
+        if not self.prompts:
+            return {}
+        rows = self.spread("test", min(self.prompts, self.size("test"))).inputs
+        return writing.tables(models, rows, self.tokenizer)
+
     def _said(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""
         answers = self.forward(model, batch).logits.cpu()
@@ -297,9 +316,11 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         return len(self._rows[row])
 
     def _batch(self, rows: Sequence[int]) -> Batch:
-        some = tuple(self._rows[row] for row in rows)
-        labels = np.stack([row.labels(self.length) for row in some])
-        return Batch(some, torch.from_numpy(labels), tuple(self._keys[row] for row in rows))
+        return self._of([self._rows[row] for row in rows])
+
+    def _of(self, rows: Sequence[Row]) -> Batch:
+        labels = np.stack([row.labels(self.length) for row in rows])
+        return Batch(tuple(rows), torch.from_numpy(labels), tuple(row.key for row in rows))
 
 
 def _mask(rows: Sequence[Row], length: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Row:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The address of what a model makes of it: of its tokens, its pieces and what counts."""
         said = self.ids.tobytes() + self.learned.tobytes() + repr(self.ends).encode()
