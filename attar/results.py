@@ -306,7 +306,7 @@ def memories(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
     for entry in entries:
         if entry.path is None or not entry.path.exists():
             continue
-        if entry.path.is_file():
+        if entry.path.suffix in NOTED:
             started[entry.name] = measure.memory(entry.model, here.task.example, entry.path)
         elif (entry.path / "config.json").is_file():
             started[entry.name] = measure.memory(entry.model, here.task.example, entry.path, ANSWER)

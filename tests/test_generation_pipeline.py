@@ -12,10 +12,12 @@ import pytest
 import storybook
 import torch
 from safetensors.numpy import load_file
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attar import export
 from attar.compress import prune
+from attar.errors import ExportError
 from attar.forecast import forecast
 from attar.pipeline import run
 from attar.recipe import read
@@ -157,3 +159,44 @@ def test_an_onnx_file_scores_as_the_model_that_it_was_written_from(
     file = here.task.load(str(export.onnx(model, here.task.example, tmp_path / "small")))
     scored = here.task.score(model, "test")["score"]
     assert here.task.score(file, "test")["score"] == pytest.approx(scored, abs=1e-4)
+
+
+def rounded(weight: np.ndarray[Any, Any], form: str) -> np.ndarray[Any, Any]:
+    """A matrix as a form of GGUF keeps it, worked out apart from the library."""
+    if form == "f32" or weight.ndim < 2:
+        return weight
+    if form == "f16" or weight.shape[1] % 32:
+        return weight.astype(np.float16).astype(np.float32)
+    blocks = weight.reshape(-1, 32)
+    scale = np.maximum(np.abs(blocks).max(1, keepdims=True), 1e-30) / 127
+    codes = np.round(blocks / scale)
+    return (codes * scale.astype(np.float16).astype(np.float32)).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("form", ["f32", "f16", "q8_0"])
+def test_a_gguf_file_is_read_by_transformers_as_the_model_it_was(
+    said: dict[str, Any], tmp_path: Path, form: str
+) -> None:
+    here = begin(read(said), tmp_path / "out")
+    model = here.task.load(storybook.llama(2, padded=8))
+    path = export.gguf(model, tmp_path / "small", form=form)  # type: ignore[arg-type]
+    again: Any = here.task.load(str(path))
+    for weight in model.parameters():
+        weight.data = torch.from_numpy(rounded(weight.detach().numpy(), form))
+    assert "quantization_config" not in again.config.to_dict()
+    batch = next(here.task.sweep("test", batch_size=2))
+    with torch.no_grad():
+        one, other = (here.task.forward(each, batch).logits for each in (model, again))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    talk = [{"role": "user", "content": "Who sang?"}]
+    texts = [each.tokenizer.apply_chat_template(talk, tokenize=False) for each in (model, again)]
+    assert texts[0] == texts[1]
+
+
+def test_what_gguf_has_no_form_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is no Llama"):
+        export.gguf(torch.nn.Linear(2, 2), tmp_path / "x")
+    model: Any = storybook.llama(1)
+    model.tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    with pytest.raises(ExportError, match="cuts texts by Whitespace"):
+        export.gguf(model, tmp_path / "x")

@@ -65,6 +65,7 @@ DOORS = {
     "onnx_ir": ("export/",),
     "onnxruntime": ("export/", "tasks/", "measure/"),
     "executorch": ("export/", "tasks/"),
+    "gguf": ("export/",),
     "openvino": ("export/", "tasks/"),
     "keras": ("tasks/text/",),
     "PIL": ("tasks/vision/",),
@@ -88,7 +89,7 @@ DOORS = {
 
 OPTIONAL = {
     *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
-    *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras", "gguf"),
     *("torch_pruning", "PIL", "timm", "torchvision", "captum"),
     *("mlflow", "wandb", "tensorboard"),
     *("gymnasium", "stable_baselines3", "ale_py", "minatar"),

@@ -17,7 +17,7 @@ TIMED = ("latency", "memory", "energy")
 
 PSEUDO = "pseudo_labels"
 
-ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte", "gguf": ".gguf"}
 """How the row of an exported file ends; what is exported as a folder ends in `-folder`."""
 
 

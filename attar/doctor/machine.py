@@ -20,6 +20,7 @@ from attar.setting import cache_folder
 EXTRAS = {
     "text": {"transformers": "transformers", "scikit-learn": "sklearn"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "gguf": {"gguf": "gguf", "accelerate": "accelerate"},
     "openvino": {"openvino": "openvino", "onnx": "onnx", "onnxscript": "onnxscript"},
     "executorch": {"executorch": "executorch"},
     "data": {"pyarrow": "pyarrow", "datasets": "datasets"},

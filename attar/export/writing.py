@@ -23,10 +23,11 @@ LIBRARIES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "executorch": ("executorch.exir", "executorch.runtime"),
+    "gguf": ("gguf",),
 }
 """What is imported for each form of a file; the extra has the form's name."""
 
-TITLES = {"onnx": "ONNX", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+TITLES = {"onnx": "ONNX", "openvino": "OpenVINO", "executorch": "ExecuTorch", "gguf": "GGUF"}
 
 
 def check_libraries(form: str) -> None:

@@ -70,8 +70,9 @@ def source(name: str) -> tuple[str, dict[str, str]]:
         return folder_of(name), {}
     if not file.is_file():
         raise ModelError(f"There is no file {name!r} (looked in {Path.cwd()}).")
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtra("gguf", "gguf", f"reading {file.name}")
+    for library in ("gguf", "accelerate"):
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtra(library, "gguf", f"reading {file.name}")
     return str(file.parent), {"gguf_file": file.name}
 
 
@@ -100,11 +101,12 @@ def prepare_(model: Any, tokenizer: Any, length: int, *, packed: bool) -> None:
     if "config" in vars(model):
         # Packed documents are told apart only where nothing is kept for the next token.
         model.config.use_cache = False
-    if not alike(model.tokenizer, tokenizer):
+    if not alike(model.tokenizer, tokenizer, _tokens(model)):
         raise ModelError(
             f"{name} reads other tokens than the task's tokenizer writes; give the task the "
             "model's own tokenizer, and teacher and student the same."
         )
+    model.tokenizer = tokenizer
     if (limit := _positions(model)) is not None and length > limit:
         raise ModelError(f"length is {length}, but {name} takes at most {limit} tokens.")
     if packed and not _packs(model):
@@ -114,13 +116,22 @@ def prepare_(model: Any, tokenizer: Any, length: int, *, packed: bool) -> None:
         )
 
 
-def alike(one: Any, other: Any) -> bool:
-    """Whether two tokenizers have the same tokens and cut texts into them alike."""
+def alike(one: Any, other: Any, tokens: int | None = None) -> bool:
+    """Whether two tokenizers have the same tokens and cut texts into them alike.
+
+    tokens: how many there can be in the first; what it names beyond them is none of its model's
+    """
     if one is other:
         return True
-    if one.get_vocab() != other.get_vocab():
+    known = {token: n for token, n in one.get_vocab().items() if tokens is None or n < tokens}
+    if known != other.get_vocab():
         return False
     return bool(one(PROBE)["input_ids"] == other(PROBE)["input_ids"])
+
+
+def _tokens(model: Any) -> int | None:
+    """How many tokens a model of `transformers` has embeddings of; None for others."""
+    return model.get_input_embeddings().num_embeddings if "config" in vars(model) else None
 
 
 def _positions(model: Any) -> int | None:
