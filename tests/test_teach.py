@@ -28,10 +28,11 @@ OF_THEIR_OWN = {
     "data_free": "makes inputs of its own",
     "ensemble": "mixes what several say",
     "student_driven": "mixes in what the student meets",
+    "teacher_text": "gives what a teacher writes, and no knowledge of it",
     "uncertain": "asks about some rows only",
 }
 """Schemes that don't hand on one teacher's answers to the batches as they are; test_schemes.py,
-test_data_free.py and test_control_pipeline.py have theirs."""
+test_data_free.py, test_generation.py and test_control_pipeline.py have theirs."""
 WITH_TEACHER = sorted(
     name for name in SCHEMES if "teachers" in asks(SCHEMES[name]) and name not in OF_THEIR_OWN
 )
@@ -118,6 +119,7 @@ class House:
             "steps": 8,
             "examples": ROWS,
             "act": None,
+            "write": lambda _model, batch, *_: batch,
         }
         if name == "student_driven":
             available["steps"] = 10**6  # the student would act for the first time after a fifth
