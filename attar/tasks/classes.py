@@ -125,6 +125,10 @@ class Classification(ABC):
         """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
         raise RecipeError(f"student_driven is for tasks of control; {self.noun} are only answered.")
 
+    def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:  # noqa: ARG002
+        """Pictures of some models at work; of answers there are none."""
+        return ()
+
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """What reward trains. Raises RecipeError: here there is none."""
         raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")

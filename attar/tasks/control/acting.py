@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
+from attar.tasks.control.filming import film
 from attar.tasks.control.playing import interval, play, returns
 from attar.tasks.control.states import States
 from attar.tasks.control.worlds import Numbers, View, opened
@@ -88,6 +90,11 @@ class policy(States):  # noqa: N801  (a recipe names it)
         if self._gathered:
             judged |= self.agreed(model, part)
         return found, judged
+
+    def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:
+        """The first episode of the test as each model plays it, in a few pictures."""
+        actors = {name: self.actor(model) for name, model in models.items()}
+        return (film(self.world, actors, self.seeds("test", 1)[0]),)
 
     def truth(self, part: str) -> None:
         """Nothing is right or wrong: each episode has a return."""
