@@ -336,7 +336,7 @@ def _written(
     timing: Timing,
     tokens: int | None,
     audits: Mapping[str, Mapping[str, Any]],
-    films: Sequence[Mapping[str, Any]],
+    films: tuple[Mapping[str, Any], ...],
 ) -> Report:
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
