@@ -123,7 +123,7 @@ class Classification(ABC):
 
     def act(self, *_: Any) -> Batch:
         """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
-        raise RecipeError(f"student_driven is for tasks of control; {self.noun} are only answered.")
+        raise RecipeError(f"Acting is for tasks of control; {self.noun} are only answered.")
 
     def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:  # noqa: ARG002
         """Pictures of some models at work; of answers there are none."""
@@ -132,6 +132,11 @@ class Classification(ABC):
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """What reward trains. Raises RecipeError: here there is none."""
         raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")
+
+    @property
+    def choices(self) -> int:
+        """How many classes an answer is one of; 0 where an answer is numbers."""
+        return len(self.classes)
 
     @property
     def has_pool(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from attar.errors import DataError, MissingExtra
 from attar.tasks.control.playing import Answer, Seat, play
 from attar.tasks.control.worlds import Numbers, World
+
+SCREEN = "SDL_VIDEODRIVER"
+"""Where SDL, by which environments draw, is told what its screen is."""
 
 FRAMES = 8
 """Pictures of an episode: as many as stand beside one another on a page."""
@@ -70,13 +74,25 @@ def film(world: World, actors: Mapping[str, Answer], seed: int) -> dict[str, Any
 
 def _pictures(world: World, answer: Answer, seed: int, at: list[int]) -> Iterator[Numbers]:
     """The pictures (height, width, 3) at some steps of an episode, as far as it goes."""
-    with closing(Seat(world, drawn=True)) as seat:
+    with _windowless(), closing(Seat(world, drawn=True)) as seat:
         seat.begin(seed)
         for step in range(at[-1] + 1):
             if step in at:
                 yield _scaled(_coloured(seat.shown(), world) if world.picture else _drawn(seat))
             if seat.step(answer(seat.shown()[None])[0], 0.0, None, False) is not None:
                 return
+
+
+@contextmanager
+def _windowless() -> Iterator[None]:
+    """Without a screen for SDL, which complains where there is none and needs none to draw."""
+    before = os.environ.get(SCREEN)
+    os.environ.setdefault(SCREEN, "dummy")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SCREEN]
 
 
 def _drawn(seat: Seat) -> Numbers:

@@ -167,6 +167,10 @@ class States(Classification):
         return self.world.shape
 
     @property
+    def choices(self) -> int:
+        return self.world.choices
+
+    @property
     def facts(self) -> dict[str, Any]:
         return self.world.facts() | {"classes": list(self.classes)}
 
