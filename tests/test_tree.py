@@ -166,7 +166,7 @@ def test_rules_are_the_questions_on_the_way_to_each_answer() -> None:
     )
     seen = torch.tensor([[2.0, 0, 0], [-2, 0, 0], [0, 0, 0], [0, 0, 1], [0, 9, 0.5]])
     assert tree(seen).argmax(1).tolist() == [0, 0, 1, 2, 1]
-    found = list(trees.rules(tree, seen, ACTS, 3))
+    found = list(trees._rules(tree, seen, ACTS, 3))
     assert [(each["if"], each["then"]) for each in found] == [
         ("x0 ≤ -1", "left"),
         ("-1 < x0 ≤ 1 and x2 ≤ 0.5", "right"),
@@ -175,7 +175,7 @@ def test_rules_are_the_questions_on_the_way_to_each_answer() -> None:
     ]
     assert [each["of states"] for each in found] == pytest.approx([0.2, 0.4, 0.2, 0.2])
     assert [each["sure"] for each in found] == pytest.approx([0.5, 1.0, 0.6, 0.9])
-    numbers = list(trees.rules(tree, seen, ("speed", "log deviation"), 0))
+    numbers = list(trees._rules(tree, seen, ("speed", "log deviation"), 0))
     assert numbers[3]["then"].startswith("speed -0.105, log deviation -2.3")
     assert "sure" not in numbers[0]
 

@@ -66,7 +66,7 @@ def viper(
             best, kept, by = mean, tree, seen
     tell("Rounds of the tree", found)
     tell(
-        "The tree, x0 being the first number that is seen", list(rules(kept, by, classes, choices))
+        "The tree, x0 being the first number that is seen", list(_rules(kept, by, classes, choices))
     )
     return kept
 
@@ -166,7 +166,7 @@ def _paths(tree: Tree) -> Iterator[tuple[int, list[Question]]]:
         waiting.append((yes, [*path, (number, threshold, True)]))
 
 
-def rules(
+def _rules(
     tree: Tree, seen: Tensor, classes: Sequence[str], choices: int
 ) -> Iterator[dict[str, Any]]:
     """A tree as rules to be read, one for each leaf, questions about one number put together.
