@@ -64,10 +64,6 @@ class policy(States):  # noqa: N801  (a recipe names it)
             self.classes = (*names, *(f"log deviation of {name}" for name in names))
         self._start(world, seed, states, exploration)
 
-    def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """The mean return of a model's episodes, and how often it does what the teacher does."""
-        return self.judged(model, part)[1]
-
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """The return of each episode of a part that a model plays, and what they come to.
 
@@ -95,9 +91,6 @@ class policy(States):  # noqa: N801  (a recipe names it)
         """The first episode of the test as each model plays it, in a few pictures."""
         actors = {name: self.actor(model) for name, model in models.items()}
         return (film(self.world, actors, self.seeds("test", 1)[0]),)
-
-    def truth(self, part: str) -> None:
-        """Nothing is right or wrong: each episode has a return."""
 
     def hash_of(self, part: str) -> str:
         """A hash of what is played, or seen, in a part; of the test the same for every teacher."""
