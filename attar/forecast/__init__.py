@@ -255,7 +255,8 @@ def _steps(look: _Look) -> Iterator[Stage]:
             name = called(name, step.name)
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:
-        for arm in pipeline.baseline_arms(here, cast.teacher, partial(_lessons, here, cast)):
+        scheme = partial(_lessons, here, cast)
+        for arm in pipeline.baseline_arms(here, cast.teacher, cast.taught, scheme):
             yield _arm(look, arm, *begun)
 
 

@@ -125,6 +125,10 @@ class Classification(ABC):
         """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
         raise RecipeError(f"student_driven is for tasks of control; {self.noun} are only answered.")
 
+    def stage(self, *_: Any, **__: Any) -> Any:
+        """Where a model acts for a reward. Raises RecipeError: here there is none."""
+        raise RecipeError(f"rewarded is for control.policy; {self.noun} give no reward.")
+
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """What reward trains. Raises RecipeError: here there is none."""
         raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.tasks.control.playing import interval, play, returns
+from attar.tasks.control.stage import Stage
 from attar.tasks.control.states import States
 from attar.tasks.control.worlds import Numbers, View, opened
 from attar.types import Batch, Count, Knowledge, Moment
+
+SPREAD = (-3.0, 2.0)
+"""The log deviations that Gaussians are drawn with, as `losses.policy` bounds them."""
 
 HELD_EPISODES = 0.2
 """Episodes played for validation, as a share of those of the test."""
@@ -61,6 +65,21 @@ class policy(States):  # noqa: N801  (a recipe names it)
             names = [f"action {n}" for n in range(world.low.size)]
             self.classes = (*names, *(f"log deviation of {name}" for name in names))
         self._start(world, seed, states, exploration)
+
+    def stage(self, critic: nn.Module, **how: Any) -> Stage:
+        """Copies of the environment, for schemes in which a model is rewarded; see `Stage`."""
+        return Stage(self, critic, **how)
+
+    def drawn(self, answers: Tensor, random: np.random.Generator) -> Numbers:
+        """Actions drawn from answers (rows, classes), as likely as these say."""
+        said = answers.double().numpy()
+        if self.world.choices:
+            # The largest of logits with Gumbel's noise is a choice drawn from their softmax.
+            choices: Numbers = (said + random.gumbel(size=said.shape)).argmax(1)
+            return choices
+        mean, log = np.split(said, 2, 1)
+        drawn: Numbers = mean + np.exp(log.clip(*SPREAD)) * random.standard_normal(mean.shape)
+        return drawn
 
     def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """The mean return of a model's episodes, and how often it does what the teacher does."""

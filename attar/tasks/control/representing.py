@@ -90,6 +90,10 @@ class representation(policy):  # noqa: N801  (a recipe names it)
             return super().actor(model)
         return beside(self, model)
 
+    def stage(self, *_: Any, **__: Any) -> Any:
+        """Raises RecipeError: features are no actions."""
+        raise RecipeError("rewarded is for control.policy; a representation does not act.")
+
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """Raises RecipeError: what is trained by reward is kept as a whole."""
         raise RecipeError("control.representation needs an agent: use `teacher: load`.")
