@@ -37,6 +37,7 @@ def rewarded(
     forward: Forward,
     engine: Engine,
     stage: Callable[..., Stage],
+    steps: int,
     teachers: Sequence[nn.Module] = (),
     *,
     environments: Count = 8,
@@ -53,7 +54,7 @@ def rewarded(
     loss alone. So many lessons of a batch size B take lessons x B / passes steps of the
     environment. Of the batches only their size is taken.
 
-    stage: opens copies of the environment, with a critic of its own
+    stage: opens copies of the environment, with a critic of its own; steps: lessons there will be
     teachers: one, or nobody
     environments: copies that it plays in at a time
     stretch: steps in each, after which it learns from them all
@@ -79,13 +80,16 @@ def rewarded(
             own = met.part(len(batch))
             yield Lesson(own, None if teacher is None else ask(teacher, own, forward))
             here.learn_(own, engine)
+            met.lessons += 1
+            if met.lessons == steps:
+                return  # before a stretch is played that nobody learns from
 
 
 class _Stretch:
     """What the student did last, and how much of it is learned; it survives a crash."""
 
     def __init__(self) -> None:
-        self.number = self.position = self.passes = 0
+        self.lessons = self.number = self.position = self.passes = 0
         self.batch = Batch(torch.empty(0), torch.empty(0), ())
         self._order = np.empty(0, int)
 
@@ -113,14 +117,14 @@ class _Stretch:
     def state_dict(self) -> Mapping[str, Any]:
         played = self.batch.played
         return {
-            "counts": [self.number, self.position, self.passes],
+            "counts": [self.lessons, self.number, self.position, self.passes],
             "shown": self.batch.inputs,
             "keys": list(self.batch.keys),
             "played": {} if played is None else dict(vars(played)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.number, self.position, self.passes = state["counts"]
+        self.lessons, self.number, self.position, self.passes = state["counts"]
         shown: Tensor = state["shown"]
         labels, played = torch.full((len(shown),), IGNORE), state["played"]
         keys = tuple(state["keys"])
