@@ -105,10 +105,8 @@ def built(here: Setting) -> nn.Module:
     assert here.plan.teacher is not None
     torch.manual_seed(here.recipe.seed)
     function = here.plan.teacher.function
-    if here.plan.teacher.name == "reinforce":
-        return here.task.beginner(
-            algorithm=chosen(function, "algorithm"), widths=chosen(function, "widths")
-        )
+    if (algorithm := chosen(function, "algorithm")) is not None:
+        return here.task.beginner(algorithm=algorithm, widths=chosen(function, "widths"))
     if "network" in function.keywords:
         return fresh(here, function.keywords["network"])
     return load(here, function.keywords["model"], new_head=not chosen(function, "keep_head"))

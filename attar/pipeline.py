@@ -150,7 +150,7 @@ def _folder(here: Setting, teacher: nn.Module) -> Path | None:
         return export.safetensors(teacher, path, students.save)
     except ModelError:
         kind = type(teacher).__name__
-        here.screen.say(f"The teacher stays in the cache: a {kind} has no form as a folder.")
+        here.screen.say(f"The teacher stays in the cache: {kind} has no form as a folder.")
         return None
 
 

@@ -33,7 +33,7 @@ ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export"
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
     *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
-    *("lineage", "cards", "comparing", "auditing", "subjects", "tracking"),
+    *("lineage", "cards", "comparing", "auditing", "subjects", "tracking", "floor"),
 }
 
 WORDS = {

@@ -81,10 +81,6 @@ class policy(States):  # noqa: N801  (a recipe names it)
         drawn: Numbers = mean + np.exp(log.clip(*SPREAD)) * random.standard_normal(mean.shape)
         return drawn
 
-    def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """The mean return of a model's episodes, and how often it does what the teacher does."""
-        return self.judged(model, part)[1]
-
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """The return of each episode of a part that a model plays, and what they come to.
 
@@ -107,9 +103,6 @@ class policy(States):  # noqa: N801  (a recipe names it)
         if self._gathered:
             judged |= self.agreed(model, part)
         return found, judged
-
-    def truth(self, part: str) -> None:
-        """Nothing is right or wrong: each episode has a return."""
 
     def hash_of(self, part: str) -> str:
         """A hash of what is played, or seen, in a part; of the test the same for every teacher."""
