@@ -132,6 +132,10 @@ class Task(ABC):
         """Where a model acts for a reward. Raises RecipeError: here there is none."""
         raise RecipeError(f"rewarded is for control.policy; {self.noun} give no reward.")
 
+    def played(self, model: nn.Module, part: str) -> float:  # noqa: ARG002
+        """Seconds in which a model plays a part to be scored, roughly; here nobody plays."""
+        return 0.0
+
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """What reward trains. Raises RecipeError: here there is none."""
         raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")
@@ -142,6 +146,11 @@ class Task(ABC):
             f"audit weighs answers that are right or wrong, and {self.kind} has a "
             f"{self.score_name} instead; leave it out."
         )
+
+    @property
+    def tells(self) -> str:
+        """What a model of it answers with, and how many there are of that, in words."""
+        return f"{len(self.classes)} classes"
 
     @property
     def has_pool(self) -> bool:

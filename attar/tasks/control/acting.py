@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from attar.types import Batch, Count, Knowledge, Moment
 
 SPREAD = (-3.0, 2.0)
 """The log deviations that Gaussians are drawn with, as `losses.policy` bounds them."""
+
+SOME = 8
+"""Episodes by which it is told how long all take."""
 
 HELD_EPISODES = 0.2
 """Episodes played for validation, as a share of those of the test."""
@@ -66,6 +70,15 @@ class policy(States):  # noqa: N801  (a recipe names it)
             self.classes = (*names, *(f"log deviation of {name}" for name in names))
         self._start(world, seed, states, exploration)
 
+    @property
+    def tells(self) -> str:
+        numbers = self.world.low.size
+        return (
+            f"{self.world.choices} actions"
+            if self.world.choices
+            else f"actions of {numbers} number{'s' * (numbers > 1)}"
+        )
+
     def stage(self, critic: nn.Module, **how: Any) -> Stage:
         """Copies of the environment, for schemes in which a model is rewarded; see `Stage`."""
         return Stage(self, critic, **how)
@@ -88,7 +101,7 @@ class policy(States):  # noqa: N801  (a recipe names it)
         them. `agreement` is over states that the teacher met in episodes held out: of choices the
         share that is the same, of numbers 1 less the mean distance as a share of what is allowed.
         """
-        number = self.episodes if part == "test" else max(1, round(HELD_EPISODES * self.episodes))
+        number = self._number(part)
         played = play(self.world, self.actor(model), self.seeds(part, number))
         found = returns(played)
         low, high = interval(found)
@@ -103,6 +116,18 @@ class policy(States):  # noqa: N801  (a recipe names it)
         if self._gathered:
             judged |= self.agreed(model, part)
         return found, judged
+
+    def played(self, model: nn.Module, part: str) -> float:
+        """Seconds in which a model plays a part, by some of its episodes."""
+        number = self._number(part)
+        some = self.seeds("validation", min(SOME, number))
+        start = time.perf_counter()
+        play(self.world, self.actor(model), some)
+        return (time.perf_counter() - start) * number / len(some)
+
+    def _number(self, part: str) -> int:
+        """Episodes of a part."""
+        return self.episodes if part == "test" else max(1, round(HELD_EPISODES * self.episodes))
 
     def hash_of(self, part: str) -> str:
         """A hash of what is played, or seen, in a part; of the test the same for every teacher."""

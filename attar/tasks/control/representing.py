@@ -90,6 +90,10 @@ class representation(policy):  # noqa: N801  (a recipe names it)
             return super().actor(model)
         return beside(self, model)
 
+    @property
+    def tells(self) -> str:
+        return f"{len(self.classes)} features"
+
     def stage(self, *_: Any, **__: Any) -> Any:
         """Raises RecipeError: features are no actions."""
         raise RecipeError("rewarded is for control.policy; a representation does not act.")

@@ -73,6 +73,10 @@ class value(States):  # noqa: N801  (a recipe names it)
         spread = float(train.std()) or 1.0
         return {**super().offers, "level": (float(train.mean()), spread)}
 
+    @property
+    def tells(self) -> str:
+        return "a value"
+
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """Of each state what it adds to R squared, and what they come to.
 
