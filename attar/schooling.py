@@ -97,6 +97,7 @@ def lessons(
             "cache": here.cache,
             "engine": engine,
             "classes": here.task.classes,
+            "exclusive": here.task.exclusive,
             "load": partial(load, here, partly=True),
             "act": here.task.act,
             "stage": partial(stage, here),

@@ -21,7 +21,7 @@ from attar.types import Batch, Knowledge, Played
 Loss = Callable[..., Any]
 ROOM = names("attar.losses")
 LOSSES = [each for name, each in ROOM.items() if name != "policy.ppo"]
-"""All that compare with a teacher; test_rewarded.py has the one that is about a reward."""
+"""All that compare with a teacher; test_rewarded_numbers.py has the one that is about a reward."""
 FILES = sorted(Path(losses.__path__[0]).rglob("*.py"))
 ROWS, HEADS, LENGTH, WIDTH, CLASSES = 6, 3, 5, 24, 6
 KINDS = {  # what `student` can be, without its rows

@@ -30,6 +30,7 @@ class Task(ABC):
     noun: what its examples are, for sentences
     beside: the folder beside an exported file in which `save` writes what a user needs with it
     classes: the names of what is told apart, or answered; empty where there are none
+    exclusive: whether answers are logits of classes that exclude one another
     rows: by part of the data, the numbers of its examples
     _keys: of each example, the hash of its content
     _drawn: what decides how training examples change, where they do
@@ -42,6 +43,7 @@ class Task(ABC):
     noun: str
     beside: str
     classes: tuple[str, ...] = ()
+    exclusive: bool = True
     rows: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
     _seed: int

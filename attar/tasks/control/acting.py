@@ -62,7 +62,7 @@ class policy(States):  # noqa: N801  (a recipe names it)
         side: Count | None = None,
     ) -> None:
         world = opened(environment, settings, View(frames, grey, side), trust=trust)
-        self.episodes = episodes
+        self.episodes, self.exclusive = episodes, bool(world.choices)
         if world.choices:
             self.classes = tuple(f"action {n + world.first}" for n in range(world.choices))
         else:

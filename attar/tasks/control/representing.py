@@ -62,7 +62,7 @@ class representation(policy):  # noqa: N801  (a recipe names it)
             exploration=exploration,
             episodes=episodes,
         )
-        self.classes = tuple(f"feature {n}" for n in range(width))
+        self.classes, self.exclusive = tuple(f"feature {n}" for n in range(width)), False
 
     def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
         """What a model makes of a batch: features (rows, as many as it has)."""

@@ -38,6 +38,7 @@ class value(States):  # noqa: N801  (a recipe names it)
     kind = "control.value"
     score_name = "R squared"
     classes = ("value",)
+    exclusive = False
 
     def __init__(
         self,
