@@ -160,7 +160,8 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
     tokens = length(here.task.example(entries[0].model))
-    report = _written(here, book, tuple(rows), timing, tokens, audits)
+    films = here.task.films({entry.name: entry.model for entry in entries[:2]})
+    report = _written(here, book, tuple(rows), timing, tokens, audits, films)
     write_cards(here, report, {entry.name: entry.path for entry in entries if entry.path})
     return report
 
@@ -320,6 +321,7 @@ def _written(
     timing: Timing,
     tokens: int | None,
     audits: Mapping[str, Mapping[str, Any]],
+    films: tuple[Mapping[str, Any], ...],
 ) -> Report:
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
@@ -344,6 +346,7 @@ def _written(
         history=book.history,
         score_name=here.task.score_name,
         audits=audits,
+        films=films,
     )
     report.write(here.out)
     return report

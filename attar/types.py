@@ -48,6 +48,26 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Played:
+    """What a model did in some states of an environment, and what came of it.
+
+    answers: (rows, classes) what it answered when it acted
+    actions: what it drew of them and did, (rows,) int64 choices or (rows, numbers) float
+    advantages: (rows,) how much better that was than its usual, in deviations of all that it did
+    returns: (rows,) the discounted return from there on, in units of the reward
+    """
+
+    answers: Tensor
+    actions: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def at(self, rows: slice | list[int]) -> Played:
+        """That of some rows."""
+        return Played(**{name: each[rows] for name, each in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some examples, as the task hands them out, before any model's own preprocessing.
 
@@ -56,12 +76,14 @@ class Batch:
         at each token the one that comes next, `IGNORE` where none is to be learned
     keys: one content hash a row, the address of its knowledge in a store
     mixed: what other examples were mixed in, of which there is never more than of the row's own
+    played: what the student itself did there, where it acts and is rewarded
     """
 
     inputs: Any
     labels: Tensor
     keys: tuple[str, ...]
     mixed: Mixture | None = None
+    played: Played | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,8 +96,8 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the rows, as a batch."""
         at = slice(start, stop)
-        mixed = self.mixed and self.mixed.at(at)
-        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed)
+        mixed, played = self.mixed and self.mixed.at(at), self.played and self.played.at(at)
+        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed, played)
 
     def some(self, positions: Sequence[int]) -> Batch:
         """Chosen rows, in the order given, as a batch."""
@@ -86,7 +108,9 @@ class Batch:
             else tuple(self.inputs[n] for n in chosen)
         )
         mixed = self.mixed and self.mixed.at(chosen)
-        return Batch(inputs, self.labels[chosen], tuple(self.keys[n] for n in chosen), mixed)
+        played = self.played and self.played.at(chosen)
+        keys = tuple(self.keys[n] for n in chosen)
+        return Batch(inputs, self.labels[chosen], keys, mixed, played)
 
 
 @dataclass(frozen=True)
@@ -155,6 +179,10 @@ Calibration = Callable[[nn.Module], Iterator[Mapping[str, Tensor]]]
 
 Losses = Callable[[nn.Module], Iterator[Tensor]]
 """Gives what a model loses on labelled training examples, batch by batch, with the graph."""
+
+Act = Callable[[nn.Module, int, int, float, nn.Module], Batch]
+"""Of a model, a number of states, the episodes played before, the share of steps in which another
+moves, and that other: the states that are met."""
 
 Tell = Callable[[str, Sequence[Mapping[str, Any]]], None]
 """Is told of what a step found out: a title, and the rows of a table for the report."""

@@ -86,7 +86,7 @@ def test_a_model_is_cut_taught_and_written_so_that_transformers_loads_it(
     assert torch.equal(mine, its)
     card = (folder / "README.md").read_text("utf-8")
     assert 'pipeline_tag: "text-generation"' in card
-    assert "0 classes" not in card
+    assert "text generation, 400 tokens" in card
     kept = load_file(out / "predictions.safetensors")
     assert np.mean(kept["teacher"]) == pytest.approx(found["teacher"].score)
 

@@ -33,6 +33,7 @@ class Task(ABC):
     noun: what its examples are, for sentences
     beside: the folder beside an exported file in which `save` writes what a user needs with it
     classes: the names of what is told apart, or answered; empty where there are none
+    exclusive: whether answers are logits of classes that exclude one another
     rows: by part of the data, the numbers of its examples
     _keys: of each example, the hash of its content
     swept: how many of them are asked about together
@@ -46,6 +47,7 @@ class Task(ABC):
     noun: str
     beside: str
     classes: tuple[str, ...] = ()
+    exclusive: bool = True
     rows: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
     swept: int = 64
@@ -131,7 +133,19 @@ class Task(ABC):
 
     def act(self, *_: Any) -> Batch:
         """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
-        raise RecipeError(f"student_driven is for tasks of control; {self.noun} are only answered.")
+        raise RecipeError(f"Acting is for tasks of control; {self.noun} are only answered.")
+
+    def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:  # noqa: ARG002
+        """Pictures of some models at work; of answers there are none."""
+        return ()
+
+    def stage(self, *_: Any, **__: Any) -> Any:
+        """Where a model acts for a reward. Raises RecipeError: here there is none."""
+        raise RecipeError(f"rewarded is for control.policy; {self.noun} give no reward.")
+
+    def played(self, model: nn.Module, part: str) -> float:  # noqa: ARG002
+        """Seconds in which a model plays a part to be scored, roughly; here nobody plays."""
+        return 0.0
 
     def write(self, *_: Any) -> Batch:
         """What a model writes. Raises RecipeError: here there are no words."""
@@ -151,6 +165,16 @@ class Task(ABC):
             f"audit weighs answers that are right or wrong, and {self.kind} has a "
             f"{self.score_name} instead; leave it out."
         )
+
+    @property
+    def choices(self) -> int:
+        """How many classes an answer is one of; 0 where an answer is numbers."""
+        return len(self.classes)
+
+    @property
+    def tells(self) -> str:
+        """What a model of it answers with, and how many there are of that, in words."""
+        return f"{len(self.classes)} classes"
 
     @property
     def has_pool(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class representation(policy):  # noqa: N801  (a recipe names it)
             exploration=exploration,
             episodes=episodes,
         )
-        self.classes = tuple(f"feature {n}" for n in range(width))
+        self.classes, self.exclusive = tuple(f"feature {n}" for n in range(width)), False
 
     def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
         """What a model makes of a batch: features (rows, as many as it has)."""
@@ -77,6 +77,10 @@ class representation(policy):  # noqa: N801  (a recipe names it)
         """
         return super().judged(self._headed(model), part)
 
+    def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:
+        """As each model plays under a head that was fitted to what the agent does."""
+        return super().films({name: self._headed(model) for name, model in models.items()})
+
     def loss(self, *_: Any, **__: Any) -> Tensor:
         """Nobody labels states with features. Raises RecipeError."""
         raise RecipeError(
@@ -89,6 +93,14 @@ class representation(policy):  # noqa: N801  (a recipe names it)
         if isinstance(model, _Headed):
             return super().actor(model)
         return beside(self, model)
+
+    @property
+    def tells(self) -> str:
+        return f"{len(self.classes)} features"
+
+    def stage(self, *_: Any, **__: Any) -> Any:
+        """Raises RecipeError: features are no actions."""
+        raise RecipeError("rewarded is for control.policy; a representation does not act.")
 
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """Raises RecipeError: what is trained by reward is kept as a whole."""

@@ -78,7 +78,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         self.length, self.pack, self.prompts, self._seed = length, pack, prompts, seed
         self.swept = max(1, AT_ONCE // length)
         self._teacher: nn.Module | None = None
-        self._answered: dict[str, list[Tensor]] = {}
+        self._answered: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._keep(parts, held)
 
     def _keep(self, parts: Mapping[str, list[corpora.Document]], held: int | None) -> None:
@@ -120,6 +120,10 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             "vocabulary": self.vocabulary,
             "max_length": self.length,
         }
+
+    @property
+    def tells(self) -> str:
+        return f"{self.vocabulary:,} tokens"
 
     @property
     def limit(self) -> str:
@@ -276,12 +280,13 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         ]
         if part not in self._answered:
             with evaluating(teacher):
-                # Half the memory, for an error far below what is told.
-                self._answered[part] = [self._said(teacher, each).half() for each in batches]
+                said = (self._said(teacher, each) for each in batches)
+                # Half the memory, for an error far below what is told; of ties it would be above.
+                self._answered[part] = [(each.half(), each.argmax(1)) for each in said]
         same, apart, count = 0.0, 0.0, 0
-        for batch, its in zip(batches, self._answered[part], strict=True):
+        for batch, (its, likeliest) in zip(batches, self._answered[part], strict=True):
             mine, truth = self._said(model, batch).log_softmax(1), its.float().log_softmax(1)
-            same += float((mine.argmax(1) == truth.argmax(1)).sum())
+            same += float((mine.argmax(1) == likeliest).sum())
             apart += float((truth.exp() * (truth - mine)).sum())
             count += len(mine)
         return {"agreement": same / count, "kl": apart / count, "compared": count}
