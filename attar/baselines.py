@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from attar import distill, teach
-from attar.errors import DataError, MissingExtra
+from attar.errors import DataError, MissingExtra, RecipeError
 from attar.types import Batch, Lesson
 
-__all__ = ["label_smoothing", "labels_only", "pseudo_labels"]
+__all__ = ["label_smoothing", "labels_only", "pseudo_labels", "reward_only"]
 
 Scheme = Callable[..., Iterable[Lesson]]
 """From (batches, student, engine, steps) to lessons."""
@@ -61,6 +61,21 @@ def pseudo_labels(loss: Loss, scheme: Scheme) -> Arm:
         return teach.pseudo_labels(scheme(*training))
 
     return Arm("pseudo_labels", "train", hard, (distill.term(loss),), needs_pool=True)
+
+
+def reward_only(terms: Sequence[distill.Term], rewarded: Scheme | None) -> Arm:
+    """The student's own reward and nobody's help, for as many steps of the environment.
+
+    terms: the recipe's losses, of which those stay that need no teacher
+    rewarded: the recipe's scheme without its teacher, where the student acts in it
+    Raises RecipeError where it does not act, or every loss needs a teacher.
+    """
+    own = tuple(term for term in terms if not term.needs_teacher)
+    if rewarded is None or not own:
+        raise RecipeError(
+            "The baseline reward_only is for `teach: rewarded` and a loss by reward, policy.ppo."
+        )
+    return Arm("reward_only", "train", rewarded, own)
 
 
 def untaught(batches: Iterable[Batch], *_training: Any) -> Iterable[Lesson]:

@@ -157,7 +157,7 @@ def _about(here: Setting, path: Path) -> About:
     data = said.get("dataset", said.get("environment", here.recipe.task.name))
     return About(
         kind=here.task.tag,
-        classes=len(here.task.classes),
+        tells=here.task.tells,
         limit=here.task.limit,
         data=Path(str(data)).name,
         library=library,

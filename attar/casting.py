@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from attar import arms, students
+from attar.engine import local
 from attar.errors import AttarError, ModelError, RecipeError
 from attar.recipe import ROOMS, Piece
 from attar.resolve import ask, asks, bind, chosen, find
@@ -104,10 +105,8 @@ def built(here: Setting) -> nn.Module:
     assert here.plan.teacher is not None
     torch.manual_seed(here.recipe.seed)
     function = here.plan.teacher.function
-    if here.plan.teacher.name == "reinforce":
-        return here.task.beginner(
-            algorithm=chosen(function, "algorithm"), widths=chosen(function, "widths")
-        )
+    if (algorithm := chosen(function, "algorithm")) is not None:
+        return here.task.beginner(algorithm=algorithm, widths=chosen(function, "widths"))
     if "network" in function.keywords:
         return fresh(here, function.keywords["network"])
     return load(here, function.keywords["model"], new_head=not chosen(function, "keep_head"))
@@ -115,9 +114,23 @@ def built(here: Setting) -> nn.Module:
 
 def fresh(here: Setting, said: str | dict[str, Any]) -> nn.Module:
     """An untrained network of those that students can be, which needs no teacher to be built."""
+    return here.task.load(_untrained(here, said))
+
+
+def stage(here: Setting, *, critic: str | dict[str, Any], engine: local, **how: Any) -> Any:
+    """Where the student acts for a reward, with a critic that begins by the recipe's seed."""
+    with torch.random.fork_rng():  # building it, also again on resuming, must not move dropout
+        torch.manual_seed(here.recipe.seed)
+        network = _untrained(here, critic, classes=["value"])
+    return here.task.stage(engine.prepare(network), **how)
+
+
+def _untrained(here: Setting, said: str | dict[str, Any], **also: Any) -> nn.Module:
+    """What a student can be, by its name and options."""
     name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
     make = bind(find(ROOMS["student"], name, trust=here.trust), options or {})
-    return here.task.load(ask(make, {**given(here), **here.task.offers}))
+    network: nn.Module = ask(make, {**given(here), **here.task.offers, **also})
+    return network
 
 
 def for_teachers(here: Setting) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from attar.errors import EngineError, ModelError, RecipeError
 from attar.measure.comparing import emulated
 from attar.recipe import Piece, Recipe
 from attar.report import Report
-from attar.resolve import ask, chosen
+from attar.resolve import ask, asks, chosen
 from attar.results import Entry, assemble
 from attar.schooling import (
     answers_at_hand,
@@ -109,7 +109,7 @@ def _rehearse(here: Setting) -> None:
             raise EngineError(f"The folder {folder} can't be written: {error.strerror}.") from error
     quiet = replace(here, screen=Silent())
     models = cast(quiet, Book())
-    list(baseline_arms(quiet, models.teacher, untaught))
+    list(baseline_arms(quiet, models.teacher, models.taught, untaught))
     model = models.student
     given = in_short(for_compressors(quiet, Book()))
     for step in here.plan.steps:
@@ -150,7 +150,7 @@ def _folder(here: Setting, teacher: nn.Module) -> Path | None:
         return export.safetensors(teacher, path, students.save)
     except ModelError:
         kind = type(teacher).__name__
-        here.screen.say(f"The teacher stays in the cache: a {kind} has no form as a folder.")
+        here.screen.say(f"The teacher stays in the cache: {kind} has no form as a folder.")
         return None
 
 
@@ -370,18 +370,23 @@ def train_baselines(
 ) -> list[Entry]:
     """The same student from the same weights for the same steps, without its teacher."""
     entries = []
-    for arm in baseline_arms(here, teacher, teachers_answers(here, teacher, taught)):
+    for arm in baseline_arms(here, teacher, taught, teachers_answers(here, teacher, taught)):
         model = train_arm(here, arm, copy.deepcopy(student), step, teacher, taught, book)
         entries.append(Entry(arm.name, model, trainings=(arm.name,)))
     return entries
 
 
-def baseline_arms(here: Setting, teacher: nn.Module | None, scheme: Scheme) -> Iterator[Arm]:
+def baseline_arms(
+    here: Setting, teacher: nn.Module | None, taught: Teaching, scheme: Scheme
+) -> Iterator[Arm]:
     """The recipe's baselines, but those that would only repeat another on this data."""
     before = takewhile(lambda step: step.name != "distill", here.plan.steps)
     made = made_by(tuple(before))
+    acts = here.plan.teach is not None and "stage" in asks(here.plan.teach.function)
+    alone = partial(lessons, here, None, taught) if acts else None
+    given = {"loss": here.task.loss, "scheme": scheme, "terms": taught.terms, "rewarded": alone}
     for choice in here.plan.baselines:
-        arm: Arm = ask(choice.function, {"loss": here.task.loss, "scheme": scheme})
+        arm: Arm = ask(choice.function, given)
         if arm.needs_pool and not here.task.has_pool:
             here.screen.say(f"{arm.name} is left out: every training text has a label.")
             continue

@@ -14,7 +14,7 @@ from torch import nn
 
 from attar import arms, distill, teach
 from attar.baselines import Arm, Scheme, untaught
-from attar.casting import build_student, load
+from attar.casting import build_student, load, stage
 from attar.engine import local
 from attar.errors import RecipeError
 from attar.recipe import Piece, teaches_alone
@@ -97,8 +97,10 @@ def lessons(
             "cache": here.cache,
             "engine": engine,
             "classes": here.task.classes,
+            "exclusive": here.task.exclusive,
             "load": partial(load, here, partly=True),
             "act": here.task.act,
+            "stage": partial(stage, here),
             "examples": here.task.size("train"),
             "make": partial(_peer, here, teacher),
             "judge": _judge(here, taught),
@@ -223,7 +225,8 @@ def arm_folder(
     facts: list[Any] = [arm.name, arm.part, step.keywords, here.recipe.seed, here.task.digest()]
     facts += [fingerprint(student), here.task.preprocessing(student), here.engine.precision]
     # Weights don't tell everything: heads and dropout leave their shapes as they are.
-    facts += [said["student"], said["baselines"] if arm.losses != taught.terms else said["losses"]]
+    own = all(term in taught.terms for term in arm.losses)
+    facts += [said["student"], said["losses" if own else "baselines"]]
     facts += [arm.made] * bool(arm.made)
     if arm.part == "train":
         facts += [said["teach"], *who_answers(here, teacher, taught)]

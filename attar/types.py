@@ -48,6 +48,26 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Played:
+    """What a model did in some states of an environment, and what came of it.
+
+    answers: (rows, classes) what it answered when it acted
+    actions: what it drew of them and did, (rows,) int64 choices or (rows, numbers) float
+    advantages: (rows,) how much better that was than its usual, in deviations of all that it did
+    returns: (rows,) the discounted return from there on, in units of the reward
+    """
+
+    answers: Tensor
+    actions: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def at(self, rows: slice | list[int]) -> Played:
+        """That of some rows."""
+        return Played(**{name: each[rows] for name, each in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some examples, as the task hands them out, before any model's own preprocessing.
 
@@ -55,12 +75,14 @@ class Batch:
     labels: (rows,) int64; `IGNORE` where the label is not known
     keys: one content hash a row, the address of its knowledge in a store
     mixed: what other examples were mixed in, of which there is never more than of the row's own
+    played: what the student itself did there, where it acts and is rewarded
     """
 
     inputs: Any
     labels: Tensor
     keys: tuple[str, ...]
     mixed: Mixture | None = None
+    played: Played | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -68,8 +90,8 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the rows, as a batch."""
         at = slice(start, stop)
-        mixed = self.mixed and self.mixed.at(at)
-        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed)
+        mixed, played = self.mixed and self.mixed.at(at), self.played and self.played.at(at)
+        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed, played)
 
     def some(self, positions: Sequence[int]) -> Batch:
         """Chosen rows, in the order given, as a batch."""
@@ -80,7 +102,9 @@ class Batch:
             else tuple(self.inputs[n] for n in chosen)
         )
         mixed = self.mixed and self.mixed.at(chosen)
-        return Batch(inputs, self.labels[chosen], tuple(self.keys[n] for n in chosen), mixed)
+        played = self.played and self.played.at(chosen)
+        keys = tuple(self.keys[n] for n in chosen)
+        return Batch(inputs, self.labels[chosen], keys, mixed, played)
 
 
 @dataclass(frozen=True)

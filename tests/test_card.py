@@ -36,7 +36,7 @@ from attar.setting import Book, begin
 
 ABOUT = About(
     kind="text-classification",
-    classes=77,
+    tells="77 classes",
     limit="It was made for texts of up to 64 tokens.",
     data="banking77",
     library="onnx",

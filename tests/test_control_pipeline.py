@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def test_a_policy_goes_the_whole_way_to_an_int8_file_that_plays_as_well(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "observation" in card
     assert "reinforcement-learning" in card
+    assert "2 actions" in card
+    assert "classes, made" not in card
     # A second run finds the agent that the first one trained, and the same states.
     again = run(read(said), tmp_path / "again")
     assert again.row("student").score == rows["student"].score
@@ -85,6 +88,33 @@ def test_a_look_ahead_and_the_doctor_know_what_acts(said: dict[str, Any], tmp_pa
     told = CliRunner().invoke(app, ["doctor", str(recipe)])
     assert "No states have labels" in told.output
     assert "bug" not in told.output
+
+
+def test_a_look_ahead_knows_that_playing_takes_its_time(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(change: dict[str, Any]) -> dict[str, float]:
+        found = forecast(begin(read(said | change), tmp_path / "out"))
+        assert "2 actions" in " ".join(found.lines())
+        return {stage.name: stage.seconds for stage in found.stages}
+
+    plain = seconds({})
+    assert tasks.control.policy(environment=LINE, episodes=5).played(Home(), "test") > 0
+    lasts = {"validation": 100.0, "test": 1000.0}
+    monkeypatch.setattr(tasks.control.policy, "played", lambda _, __, part: lasts[part])
+    distill = {"steps": 150, "lr": 1e-2, "evaluate": 50}
+    driven = {"student_driven": {"rounds": 4, "states": 2000}}
+    long = seconds({"teach": driven, "steps": [{"distill": distill}]})
+    assert 2000 < long["measuring"] < 2100 + plain["measuring"]  # teacher and student
+    assert 300 < long["student"] < 400 + plain["student"]
+    monkeypatch.setattr(tasks.control.policy, "act", slow)
+    assert seconds({"teach": driven})["student"] > plain["student"] / 2 + 8000 / 50 * 0.02
+
+
+def slow(*_: Any) -> Batch:
+    """Fifty states that took a fiftieth of a second to meet."""
+    time.sleep(0.02)
+    return Batch(torch.zeros(50, 1), torch.zeros(50), ("",) * 50)
 
 
 def test_numbers_are_taught_as_gaussians(

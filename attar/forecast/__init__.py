@@ -24,7 +24,7 @@ from attar.distill.loop import Watch
 from attar.doctor import machine
 from attar.forecast.paper import Forecast, Stage, Training
 from attar.measure.comparing import answer
-from attar.resolve import ask, chosen
+from attar.resolve import ask, asks, chosen
 from attar.screen import Silent
 from attar.setting import Book, Cast, Setting
 from attar.tasks import text
@@ -40,6 +40,9 @@ EXPORT = {"export.onnx": 8.0, "export.openvino": 8.0, "export.executorch": 15.0}
 
 PROCESS = 5.0
 """Seconds in which a fresh process loads the libraries and answers, to tell its memory."""
+
+DRIVEN = 200
+"""States that a student meets by which it is told how long all take."""
 
 WORDS = 2e-5
 """Seconds a labelled text and class of fitting the bag of words."""
@@ -73,7 +76,7 @@ def forecast(here: Setting) -> Forecast:
     }
     return Forecast(
         {part: here.task.size(part) for part in ("train", "labelled", "validation", "test")},
-        len(here.task.classes),
+        here.task.tells,
         look.tokens,
         parameters,
         book.plan["layers"],
@@ -89,6 +92,7 @@ class _Look:
 
     tokens: of an example, 0 where it has none; row: bytes that knowledge of it takes in a store
     asking, answering: seconds of asking the teacher, and the student, about it
+    playing: by part, seconds in which it is played to score a model, where it is
     """
 
     here: Setting
@@ -97,6 +101,7 @@ class _Look:
     asking: float
     row: float
     answering: float
+    playing: Mapping[str, float]
 
 
 def _look(here: Setting, cast: Cast) -> _Look:
@@ -108,7 +113,9 @@ def _look(here: Setting, cast: Cast) -> _Look:
     for batch in some:
         teach.ask(cast.student, batch, here.task.forward)
     answering = (time.perf_counter() - start) / sum(map(len, some))
-    return _Look(here, cast, tokens, asking, row, answering)
+    plays = partial(here.task.played, cast.teacher or cast.student)  # a student plays as long
+    playing = {part: plays(part) for part in ("validation", "test")}
+    return _Look(here, cast, tokens, asking, row, answering, playing)
 
 
 def _some(here: Setting, batches: int = 4) -> list[Batch]:
@@ -180,7 +187,8 @@ def _teacher(look: _Look) -> Stage:
     make, clock = here.plan.teacher.function, _Clock(0.0 if cast.trained else BUDGET)
     given = casting.for_teachers(here) | {"engine": ask(here.plan.engine.function, {})}
     clock.time(lambda watch: ask(make, {**given, "watch": watch}))
-    training = _training(look, "labelled", clock, make, cast.teacher)
+    sees = "labelled" if here.task.size("labelled") else "reward"
+    training = _training(look, sees, clock, make, cast.teacher)
     seconds = 0.0 if cast.trained else clock.steps * clock.pace
     return Stage("teacher", seconds, 2 * measure.size(cast.teacher), cast.trained, training)
 
@@ -188,7 +196,8 @@ def _teacher(look: _Look) -> Stage:
 def _training(
     look: _Look, part: str, clock: _Clock, function: partial[Any], model: nn.Module
 ) -> Training:
-    examples, batch_size = look.here.task.size(part), chosen(function, "batch_size") or 1
+    examples = look.here.task.size(part) if part in look.here.task.rows else 0
+    batch_size = chosen(function, "batch_size") or 1
     rates = _rates(look, function, model)
     return Training(
         part,
@@ -255,7 +264,8 @@ def _steps(look: _Look) -> Iterator[Stage]:
             name = called(name, step.name)
             yield Stage(step.name, time.perf_counter() - start)
     if begun is not None:
-        for arm in pipeline.baseline_arms(here, cast.teacher, partial(_lessons, here, cast)):
+        scheme = partial(_lessons, here, cast)
+        for arm in pipeline.baseline_arms(here, cast.teacher, cast.taught, scheme):
             yield _arm(look, arm, *begun)
 
 
@@ -279,9 +289,24 @@ def _arm(look: _Look, arm: Arm, student: nn.Module, step: partial[Any]) -> Stage
     copied = copy.deepcopy(student)
     clock.time(partial(pipeline.fit, here, arm, copied, unscored, cast.taught, engine))
     scores = clock.steps // (chosen(step, "evaluate") or clock.steps + 1)
-    seconds = clock.steps * clock.pace + scores * here.task.size("validation") * look.answering
+    scoring = here.task.size("validation") * look.answering + look.playing["validation"]
+    seconds = clock.steps * clock.pace + scores * scoring + _driven(look, arm)
     training = _training(look, arm.part, clock, step, student)
     return Stage(arm.name, 0.0 if done else seconds, measure.size(student), done, training)
+
+
+def _driven(look: _Look, arm: Arm) -> float:
+    """Seconds in which a student that drives meets the states of its rounds."""
+    scheme, teacher = look.here.plan.teach, look.cast.teacher
+    if scheme is None or teacher is None or "act" not in asks(scheme.function):
+        return 0.0
+    if arm.losses != look.cast.taught.terms:
+        return 0.0  # a baseline, which nobody drives
+    rounds, states = (chosen(scheme.function, name) for name in ("rounds", "states"))
+    start = time.perf_counter()
+    met = look.here.task.act(look.cast.student, min(states, DRIVEN), 0, 0.0, teacher)
+    pace = (time.perf_counter() - start) / len(met)
+    return float(pace * rounds * states)
 
 
 def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
@@ -291,6 +316,7 @@ def _measuring(look: _Look, followed: Sequence[Stage]) -> float:
     seconds = 0.0
     if "score" in wanted:
         seconds += here.task.size("test") * (look.asking + look.answering * len(followed))
+        seconds += look.playing["test"] * (1 + len(followed))
         if isinstance(here.task, text.classification):
             seconds += WORDS * here.task.size("labelled") * len(here.task.classes)
     if "audit" in wanted:

@@ -30,8 +30,8 @@ class Training:
 
     @property
     def epochs(self) -> float:
-        """How often each text is seen."""
-        return self.steps / -(-self.examples // self.batch_size)
+        """How often each example is seen; 0 where there are none but what is met."""
+        return self.steps / -(-self.examples // self.batch_size) if self.examples else 0.0
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,15 @@ class Stage:
 class Forecast:
     """What a run will take, roughly.
 
-    data: examples of each part; tokens: of one, on the mean, 0 of pictures
+    data: examples of each part; tells: what is answered, in words
+    tokens: of an example, on the mean, 0 of pictures
     parameters: of teacher, student and bridges; layers: what is compared, by loss
     stages: in their order; memory: bytes, by what they are for
     load: what else this machine did, for each core
     """
 
     data: Mapping[str, int]
-    classes: int
+    tells: str
     tokens: float
     parameters: Mapping[str, int]
     layers: Mapping[str, list[dict[str, str]]]
@@ -100,7 +101,7 @@ class Forecast:
         models = ", ".join(f"{name} {count(n)}" for name, n in self.parameters.items() if n)
         memory = ", ".join(f"{name} {size(n)}" for name, n in self.memory.items() if n)
         return [
-            f"data     {parts}; {self.classes} classes"
+            f"data     {parts}; {self.tells}"
             + f", {self.tokens:.0f} tokens a text" * (self.tokens > 0),
             f"models   parameters: {models}",
             *(
@@ -137,6 +138,12 @@ class Forecast:
 def _row(each: Stage) -> tuple[str, ...]:
     told = ("",) * 5
     if (t := each.training) is not None:
-        told = (t.part, str(t.steps), f"{t.epochs:.1f}", str(t.batch_size), count(t.tokens))
+        told = (
+            t.part,
+            str(t.steps),
+            f"{t.epochs:.1f}" * (t.epochs > 0),
+            str(t.batch_size),
+            count(t.tokens),
+        )
     wait = "found done" if each.done else duration(each.seconds)
     return (each.name, *told, size(each.bytes) if each.bytes else "", wait)

@@ -120,7 +120,7 @@ class _Lookup:
         return (*named, *audit)
 
     def network(self, key: str, option: str) -> Piece | None:
-        """A student or teacher; the student that an option of it names is looked up too."""
+        """A piece, and what a student can be that an option of it names, which is looked up too."""
         piece = self.maybe(key)
         inner = None if piece is None else piece.function.keywords.get(option)
         if piece is not None and inner is not None:
@@ -272,7 +272,7 @@ def check(recipe: Recipe, rooms: Mapping[str, Room] = ROOMS, *, trust: bool = Fa
         task=task,
         teacher=lookup.network("teacher", "network"),
         student=lookup.network("student", "student"),
-        teach=lookup.maybe("teach"),
+        teach=lookup.network("teach", "critic"),
         losses=tuple(lookup.term(index, task) for index in range(len(recipe.losses))),
         steps=tuple(lookup.steps()),
         measure=lookup.measures(),
@@ -304,10 +304,11 @@ def in_a_circle(recipe: Recipe) -> bool:
 
 def teaches_alone(scheme: partial[Any]) -> bool:
     """Whether a scheme needs no teacher: it has the student, its peers, a store, teachers of its
-    own, the classes."""
+    own, the classes, a reward."""
     asked = asks(scheme)
     if "teachers" in asked:
-        return bool(chosen(scheme, "others"))
+        can_do_without = asked["teachers"].default is not inspect.Parameter.empty
+        return can_do_without or bool(chosen(scheme, "others"))
     return set(asked) != {"batches"}
 
 

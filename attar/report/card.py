@@ -48,7 +48,7 @@ class About:
     """What a card says beyond the report's figures.
 
     kind: the task, as model hubs call it
-    classes: how many there are to tell apart
+    tells: what it answers with: `77 classes`, `2 actions`
     limit: of an input, in a sentence; empty where there is none
     data: the name of the data
     library: what loads it: `onnx`, `openvino`, `executorch`, `transformers` or
@@ -58,7 +58,7 @@ class About:
     """
 
     kind: str
-    classes: int
+    tells: str
     limit: str
     data: str
     library: str
@@ -144,7 +144,7 @@ def _yaml(value: Any) -> Iterator[str]:
 def _what(report: Report, rows: Sequence[Row], about: About) -> str:
     names = " and ".join(f"`{row.name}`" for row in rows)
     whose = " and ".join(escape(teacher.name) for teacher in about.teachers)
-    told = f"{names}: {about.kind.replace('-', ' ')}, {about.classes} classes"
+    told = f"{names}: {about.kind.replace('-', ' ')}, {about.tells}"
     by = f"attar {report.environment.get('attar', '')}".rstrip()
     if all(row.role == "teacher" for row in rows):
         return f"{told}, trained by {by} on the labels{f', from {whose}' * bool(whose)}."
@@ -186,7 +186,7 @@ def _measured(report: Report, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _limits(report: Report, rows: Sequence[Row], about: About) -> Iterator[str]:
-    yield "It answers with one of its classes whatever it is given, and has none for the unknown."
+    yield "It answers whatever it is given, and has no answer for the unknown."
     if about.limit:
         yield about.limit
     yield (

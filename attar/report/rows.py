@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Role = Literal["teacher", "student", "export", "baseline"]
 
-WITHOUT_TEACHER = ("labels_only", "label_smoothing")
+WITHOUT_TEACHER = ("labels_only", "label_smoothing", "reward_only")
 """Baselines that are the student itself, trained the same way but for its teacher."""
 
 BASELINES = (*WITHOUT_TEACHER, "pseudo_labels", "bag_of_words")

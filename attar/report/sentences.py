@@ -16,6 +16,7 @@ REPAIRED = re.compile(r"-distill(-x\d+)?$")
 _MEANING = {
     "labels_only": "the same student without a teacher",
     "label_smoothing": "the same student, smoothed labels, no teacher",
+    "reward_only": "the same student by its reward alone",
     "pseudo_labels": "the teacher's answers as hard labels",
     "bag_of_words": "word counts and a linear model",
 }

@@ -30,6 +30,7 @@ class Task(ABC):
     noun: what its examples are, for sentences
     beside: the folder beside an exported file in which `save` writes what a user needs with it
     classes: the names of what is told apart, or answered; empty where there are none
+    exclusive: whether answers are logits of classes that exclude one another
     rows: by part of the data, the numbers of its examples
     _keys: of each example, the hash of its content
     _drawn: what decides how training examples change, where they do
@@ -42,6 +43,7 @@ class Task(ABC):
     noun: str
     beside: str
     classes: tuple[str, ...] = ()
+    exclusive: bool = True
     rows: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
     _seed: int
@@ -132,6 +134,14 @@ class Task(ABC):
         """Pictures of some models at work; of answers there are none."""
         return ()
 
+    def stage(self, *_: Any, **__: Any) -> Any:
+        """Where a model acts for a reward. Raises RecipeError: here there is none."""
+        raise RecipeError(f"rewarded is for control.policy; {self.noun} give no reward.")
+
+    def played(self, model: nn.Module, part: str) -> float:  # noqa: ARG002
+        """Seconds in which a model plays a part to be scored, roughly; here nobody plays."""
+        return 0.0
+
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """What reward trains. Raises RecipeError: here there is none."""
         raise RecipeError(f"reinforce is for tasks of control; {self.noun} give no reward.")
@@ -147,6 +157,11 @@ class Task(ABC):
     def choices(self) -> int:
         """How many classes an answer is one of; 0 where an answer is numbers."""
         return len(self.classes)
+
+    @property
+    def tells(self) -> str:
+        """What a model of it answers with, and how many there are of that, in words."""
+        return f"{len(self.classes)} classes"
 
     @property
     def has_pool(self) -> bool:

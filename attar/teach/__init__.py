@@ -15,6 +15,7 @@ from attar.teach.driven import student_driven
 from attar.teach.imagined import data_free
 from attar.teach.itself import own, self_ema, virtual
 from attar.teach.peers import mutual
+from attar.teach.rewarded import rewarded
 from attar.teach.several import ensemble, uncertain
 from attar.teach.stored import stored
 
@@ -26,6 +27,7 @@ __all__ = [
     "offline",
     "online",
     "own",
+    "rewarded",
     "self_ema",
     "stored",
     "student_driven",

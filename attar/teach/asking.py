@@ -125,6 +125,15 @@ def ask(teacher: nn.Module, batch: Batch, forward: Forward) -> Knowledge:
         return forward(teacher, batch).detach()
 
 
+def mixable(exclusive: bool, scheme: str) -> None:
+    """Raises RecipeError where answers are no classes, so that they have no probabilities."""
+    if not exclusive:
+        raise RecipeError(
+            f"{scheme} works with the probabilities of classes, and answers here are numbers; take "
+            "another scheme."
+        )
+
+
 def only(teachers: Sequence[nn.Module], scheme: str = "This scheme") -> nn.Module:
     """The one teacher. Raises RecipeError where there are more, or none."""
     if len(teachers) != 1:

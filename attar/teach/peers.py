@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.teach.asking import ask
+from attar.teach.asking import ask, mixable
 from attar.types import Batch, Engine, Forward, Knowledge, Lesson, Stateful
 
 Judge = Callable[[Knowledge, Knowledge], nn.Module]
@@ -25,6 +25,7 @@ def mutual(
     make: Callable[[int], nn.Module],
     judge: Judge,
     steps: int,
+    exclusive: bool = True,
     *,
     peers: int = 1,
     lr: float = 5e-4,
@@ -43,6 +44,7 @@ def mutual(
     weight_decay: of the peers' weights
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018; the mean over peers is its DML_e.
     """
+    mixable(exclusive, "mutual")
     if peers < 1:
         raise RecipeError(f"mutual needs at least 1 peer, not {peers}.")
     with torch.random.fork_rng():  # building peers, also again on resuming, must not move dropout

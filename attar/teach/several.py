@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import LayerError, RecipeError
-from attar.teach.asking import ask, only
+from attar.teach.asking import ask, mixable, only
 from attar.types import IGNORE, Batch, Engine, Forward, Knowledge, Lesson
 
 Load = Callable[[str], nn.Module]
@@ -35,6 +35,7 @@ def ensemble(
     forward: Forward,
     load: Load | None = None,
     engine: Engine | None = None,
+    exclusive: bool = True,
     *,
     others: tuple[str, ...] = (),
     how: How = "average",
@@ -49,6 +50,7 @@ def ensemble(
     teacher knows every class that is the average.
 
     load: makes a model of what `others` names; engine: where they are put
+    exclusive: whether answers are of classes, one of which is right
     others: teachers beside those given: folders or hub names; of `transformers` models the classes
         may be some of the task's (then take divergences, not `mse` of logits)
     how: what a teacher's share of a row's mixture is decided by: all alike; its cross-entropy with
@@ -58,9 +60,10 @@ def ensemble(
     Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022,
     equation 4; Kwon et al., Adaptive Knowledge Distillation based on Entropy, ICASSP 2020;
     Vongkulbhisal et al., Unifying Heterogeneous Classifiers with Distillation, CVPR 2019.
-    Raises RecipeError where the weights are not one positive number a teacher or no teacher knows a
-    class, LayerError where the teachers' features are of different shapes.
+    Raises RecipeError where the weights are not one positive number a teacher, no teacher knows a
+    class or answers are no classes, LayerError where the teachers' features differ in shape.
     """
+    mixable(exclusive, "ensemble")
     if others and load is None:
         raise RecipeError("ensemble can't load its other teachers here; give them as models.")
     if not teachers and not others:
@@ -174,6 +177,7 @@ def uncertain(
     teachers: Sequence[nn.Module],
     student: nn.Module,
     forward: Forward,
+    exclusive: bool = True,
     *,
     share: float = 0.25,
 ) -> Iterator[Lesson]:
@@ -188,6 +192,7 @@ def uncertain(
     Raises RecipeError for several teachers, and where layers are compared: the student has none of
     the teacher's.
     """
+    mixable(exclusive, "uncertain")
     teacher = only(teachers, "uncertain")
     if not 0 < share <= 1:
         raise RecipeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,16 @@ from torch import Tensor, nn
 from attar.errors import RecipeError
 from attar.tasks.control.filming import film
 from attar.tasks.control.playing import interval, play, returns
+from attar.tasks.control.stage import Stage
 from attar.tasks.control.states import States
 from attar.tasks.control.worlds import Numbers, View, opened
 from attar.types import Batch, Count, Knowledge, Moment
+
+SPREAD = (-3.0, 2.0)
+"""The log deviations that Gaussians are drawn with, as `losses.policy` bounds them."""
+
+SOME = 8
+"""Episodes by which it is told how long all take."""
 
 HELD_EPISODES = 0.2
 """Episodes played for validation, as a share of those of the test."""
@@ -56,13 +64,37 @@ class policy(States):  # noqa: N801  (a recipe names it)
         side: Count | None = None,
     ) -> None:
         world = opened(environment, settings, View(frames, grey, side), trust=trust)
-        self.episodes = episodes
+        self.episodes, self.exclusive = episodes, bool(world.choices)
         if world.choices:
             self.classes = tuple(f"action {n + world.first}" for n in range(world.choices))
         else:
             names = [f"action {n}" for n in range(world.low.size)]
             self.classes = (*names, *(f"log deviation of {name}" for name in names))
         self._start(world, seed, states, exploration)
+
+    @property
+    def tells(self) -> str:
+        numbers = self.world.low.size
+        return (
+            f"{self.world.choices} actions"
+            if self.world.choices
+            else f"actions of {numbers} number{'s' * (numbers > 1)}"
+        )
+
+    def stage(self, critic: nn.Module, **how: Any) -> Stage:
+        """Copies of the environment, for schemes in which a model is rewarded; see `Stage`."""
+        return Stage(self, critic, **how)
+
+    def drawn(self, answers: Tensor, random: np.random.Generator) -> Numbers:
+        """Actions drawn from answers (rows, classes), as likely as these say."""
+        said = answers.double().numpy()
+        if self.world.choices:
+            # The largest of logits with Gumbel's noise is a choice drawn from their softmax.
+            choices: Numbers = (said + random.gumbel(size=said.shape)).argmax(1)
+            return choices
+        mean, log = np.split(said, 2, 1)
+        drawn: Numbers = mean + np.exp(log.clip(*SPREAD)) * random.standard_normal(mean.shape)
+        return drawn
 
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """The return of each episode of a part that a model plays, and what they come to.
@@ -71,7 +103,7 @@ class policy(States):  # noqa: N801  (a recipe names it)
         them. `agreement` is over states that the teacher met in episodes held out: of choices the
         share that is the same, of numbers 1 less the mean distance as a share of what is allowed.
         """
-        number = self.episodes if part == "test" else max(1, round(HELD_EPISODES * self.episodes))
+        number = self._number(part)
         played = play(self.world, self.actor(model), self.seeds(part, number))
         found = returns(played)
         low, high = interval(found)
@@ -91,6 +123,18 @@ class policy(States):  # noqa: N801  (a recipe names it)
         """The first episode of the test as each model plays it, in a few pictures."""
         actors = {name: self.actor(model) for name, model in models.items()}
         return (film(self.world, actors, self.seeds("test", 1)[0]),)
+
+    def played(self, model: nn.Module, part: str) -> float:
+        """Seconds in which a model plays a part, by some of its episodes."""
+        number = self._number(part)
+        some = self.seeds("validation", min(SOME, number))
+        start = time.perf_counter()
+        play(self.world, self.actor(model), some)
+        return (time.perf_counter() - start) * number / len(some)
+
+    def _number(self, part: str) -> int:
+        """Episodes of a part."""
+        return self.episodes if part == "test" else max(1, round(HELD_EPISODES * self.episodes))
 
     def hash_of(self, part: str) -> str:
         """A hash of what is played, or seen, in a part; of the test the same for every teacher."""

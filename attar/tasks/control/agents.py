@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import ModelError
+from attar.tasks.control import normalizing
+from attar.tasks.control.normalizing import Normalized
 from attar.tasks.control.worlds import World
 
 Part = Literal["policy", "value"]
@@ -103,9 +105,13 @@ def read(path: Path, world: World, part: Part = "policy") -> nn.Module:
 
     Raises ModelError where the file holds none, or one for other observations or actions.
     """
-    weights, said = _zipped(path) if path.suffix == ".zip" else (_safe(path), {})
+    if path.suffix == ".zip":
+        (weights, said), level = _zipped(path), normalizing.beside(path)
+    else:
+        weights, said = _safe(path), {}
+        level = normalizing.within(weights)
     try:
-        return built(weights, said, world, part, str(path))
+        return built(weights, said, world, part, str(path), level)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"{path} holds no agent of stable-baselines3 that attar knows ({_first(error)}); give "
@@ -114,11 +120,17 @@ def read(path: Path, world: World, part: Part = "policy") -> nn.Module:
 
 
 def built(
-    weights: Weights, said: Mapping[str, Any], world: World, part: Part, name: str
+    weights: Weights,
+    said: Mapping[str, Any],
+    world: World,
+    part: Part,
+    name: str,
+    level: Normalized | None = None,
 ) -> nn.Module:
     """The network that weights by the names of stable-baselines3 belong to.
 
     said: the policy's `activation_fn`, in words, where it is not the algorithm's own
+    level: how what it sees was normalized, which becomes a part of it
     """
     names, highest = list(weights), world.highest
     if any(each.startswith("q_net.") for each in names):
@@ -132,6 +144,13 @@ def built(
     else:
         raise KeyError(f"no {part} under the names {', '.join(sorted(names)[:3])}")
     _check(agent, world, part, name)
+    if level is not None:
+        if level.mean.shape != world.shape:
+            raise ModelError(
+                f"{name} was trained on normalized observations of {list(level.mean.shape)} "
+                f"numbers, and {world.name} shows {list(world.shape)}."
+            )
+        agent.eyes = nn.Sequential(level, agent.eyes)
     return (Squashed(agent, world) if squashed else agent).eval()
 
 

@@ -62,7 +62,7 @@ class representation(policy):  # noqa: N801  (a recipe names it)
             exploration=exploration,
             episodes=episodes,
         )
-        self.classes = tuple(f"feature {n}" for n in range(width))
+        self.classes, self.exclusive = tuple(f"feature {n}" for n in range(width)), False
 
     def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
         """What a model makes of a batch: features (rows, as many as it has)."""
@@ -93,6 +93,14 @@ class representation(policy):  # noqa: N801  (a recipe names it)
         if isinstance(model, _Headed):
             return super().actor(model)
         return beside(self, model)
+
+    @property
+    def tells(self) -> str:
+        return f"{len(self.classes)} features"
+
+    def stage(self, *_: Any, **__: Any) -> Any:
+        """Raises RecipeError: features are no actions."""
+        raise RecipeError("rewarded is for control.policy; a representation does not act.")
 
     def beginner(self, *_: Any, **__: Any) -> nn.Module:
         """Raises RecipeError: what is trained by reward is kept as a whole."""

@@ -27,7 +27,7 @@ from attar.tasks.sampling import Batches
 from attar.tasks.task import Task
 from attar.types import IGNORE, Batch
 
-PARTS = {"teacher": 0, "train": 1, "validation": 2, "test": 3, "driven": 4}
+PARTS = {"teacher": 0, "train": 1, "validation": 2, "test": 3, "driven": 4, "rewarded": 5}
 """What episodes are played for: each has seeds that no other meets."""
 
 APART = 400_000_000
@@ -106,7 +106,7 @@ class States(Classification):
     def seeds(self, part: str, number: int, start: int = 0) -> list[int]:
         """Seeds of environments for a part; those of the test are the same for every recipe's."""
         own = 0 if part == "test" else self._seed % 1000 * EACH
-        first = PARTS[part] * APART + own + start
+        first = PARTS[part] * APART + own + start % EACH
         return list(range(first, first + number))
 
     def act(
@@ -128,7 +128,7 @@ class States(Classification):
             enough=states,
         )
         shown = self._some(episodes, states)
-        return Batch(torch.from_numpy(shown), torch.full((len(shown),), IGNORE), self._named(shown))
+        return Batch(torch.from_numpy(shown), torch.full((len(shown),), IGNORE), self.named(shown))
 
     def beginner(self, algorithm: str, widths: Sequence[int]) -> nn.Module:
         """The network of an agent that has learned nothing yet."""
@@ -335,7 +335,7 @@ class States(Classification):
         self.rows = {part: tuple(range(ends[n], ends[n + 1])) for n, part in enumerate(parts)} | {
             "labelled": ()
         }
-        self._keys = self._named(shown)
+        self._keys = self.named(shown)
         self._at = {key: row for row, key in enumerate(self._keys)}
         self._labels = self._shown = torch.full((len(shown),), IGNORE)
         wide = () if self.world.choices else (self.world.low.size,)
@@ -347,7 +347,8 @@ class States(Classification):
         act = self.actor(teacher)
         return torch.from_numpy(act(self._states.numpy()))
 
-    def _named(self, shown: Numbers) -> tuple[str, ...]:
+    def named(self, shown: Numbers) -> tuple[str, ...]:
+        """The address of each state."""
         return tuple(hashlib.sha256(each.tobytes()).hexdigest()[:32] for each in shown)
 
     def _fitting(self, model: nn.Module, name: str) -> nn.Module:

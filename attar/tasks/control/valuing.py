@@ -38,6 +38,7 @@ class value(States):  # noqa: N801  (a recipe names it)
     kind = "control.value"
     score_name = "R squared"
     classes = ("value",)
+    exclusive = False
 
     def __init__(
         self,
@@ -72,6 +73,10 @@ class value(States):  # noqa: N801  (a recipe names it)
         train = self._acts[list(self.rows["train"])] if self._gathered else torch.zeros(2)
         spread = float(train.std()) or 1.0
         return {**super().offers, "level": (float(train.mean()), spread)}
+
+    @property
+    def tells(self) -> str:
+        return "a value"
 
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """Of each state what it adds to R squared, and what they come to.
