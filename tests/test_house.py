@@ -19,6 +19,7 @@ FILES = {str(path.relative_to(HOUSE)): path for path in sorted(HOUSE.rglob("*.py
 
 GROUND = {
     "types",
+    "heads",
     "errors",
     "resolve",
     "taps",
@@ -39,6 +40,7 @@ ROOF = {
 WORDS = {
     "errors": set[str](),
     "types": set[str](),
+    "heads": {"types"},
     "report": {"errors"},
     "resolve": {"errors"},
     "recipe": {"errors", "resolve"},

@@ -188,7 +188,7 @@ class Classification(ABC):
 
         Of mixed examples each label counts by its share (Zhang et al., mixup, ICLR 2018).
         """
-        logits = knowledge.logits
+        logits: Tensor = knowledge.logits
         share = torch.zeros(len(batch)) if batch.mixed is None else batch.mixed.share
         said = [(batch.labels, 1 - share)]
         said += [] if batch.mixed is None else [(batch.mixed.labels, share)]
