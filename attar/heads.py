@@ -130,6 +130,12 @@ class Sparse:
         """The same; there never is a gradient."""
         return self
 
+    def flat(self) -> Sparse:
+        """Of all places, one after another."""
+        wide = self.ids.shape[-1]
+        ids, weights = self.ids.view(-1, wide), self.weights.view(-1, wide)
+        return Sparse(ids, weights, self.rest.view(-1), self.head, self.classes)
+
     def estimate(self) -> tuple[Tensor, Tensor, Tensor]:
         """What is best known of the probabilities: ids, what each has above `floor`, floor (...,).
 
