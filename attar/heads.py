@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from attar.types import IGNORE
 
-CHUNK = 1 << 23
-"""Logits that are made at a time: 32 MB in float32, and a few times that of what a loss makes of
-them."""
+CHUNK, PARTS = 1 << 22, 32
+"""Logits that are made at a time, 16 MB in float32, and a dozen times that of what a loss makes of
+them; or where that is more, one part of so many: larger products are quicker on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def in_chunks(
     given: what the loss is given by name; `student` is Headed of (rows, width) states, or a tensor
         (rows, classes). What else has as many rows is cut as it is; of a teacher that is Headed the
         loss is given logits, one that is Sparse stays so
-    rows: of a chunk; where None so many that it has about 8 million logits
+    rows: of a chunk; where None so many that it has about 4 million logits, or a 32nd of all
 
     Raises RuntimeError where the gradient is asked for twice, ValueError if `rows` is not positive.
     Source: Hsu et al., Liger Kernel, 2024 (section 3.2, there of cross-entropy): a head's gradients
@@ -185,7 +185,7 @@ def in_chunks(
     """
     student, others = given["student"], {name: given[name] for name in given if name != "student"}
     whole, classes = len(student), student.shape[-1]
-    rows = max(1, CHUNK // classes) if rows is None else rows
+    rows = max(1, CHUNK // classes, whole // PARTS) if rows is None else rows
     if rows < 1:
         raise ValueError(f"rows is {rows}, not at least 1")
 

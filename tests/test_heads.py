@@ -369,8 +369,14 @@ def test_a_chunk_has_so_many_rows_that_its_logits_are_about_as_many_as_said() ->
 
     weight = torch.zeros(1 << 20, 1)
     in_chunks(loss, {"student": Headed(torch.zeros(19, 1), weight)})
-    assert seen == [8, 8, 3]
-    assert math.prod((8, 1 << 20)) == 1 << 23
+    assert seen == [4, 4, 4, 4, 3]
+    assert math.prod((4, 1 << 20)) == 1 << 22
+    seen.clear()
+    in_chunks(loss, {"student": Headed(torch.zeros(640, 1), weight[:2])})
+    assert seen == [640]
+    seen.clear()
+    in_chunks(loss, {"student": Headed(torch.zeros(320, 1), weight[: 1 << 19])}, None)
+    assert seen == [10] * 32
 
 
 def test_what_stands_in_place_of_logits_is_cut_moved_and_shaped_like_them() -> None:

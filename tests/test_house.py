@@ -47,7 +47,7 @@ WORDS = {
     "taps": {"errors", "types"},
     "depth": {"errors", "types"},
     "shapes": {"errors"},
-    "store": {"errors", "types"},
+    "store": {"errors", "heads", "types"},
     "engine": {"errors", "types"},
 }
 """What each part of the ground floor may import of the house, beside itself."""

@@ -254,6 +254,32 @@ def test_logits_that_are_never_whole_are_kept_as_those_that_are(
     torch.testing.assert_close(estimated(lean), estimated(whole), atol=0.06, rtol=0)
 
 
+@kinds
+def test_a_mask_of_tokens_does_not_cut_logits_that_have_none(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    mask = (torch.arange(5) < torch.tensor([3, 0, 5])[:, None]).long()
+    put = Knowledge(zipf(3), {"a": torch.randn(3, 5, 4)}, mask)
+    got = through(tmp_path / "few", put, **options)
+    assert got.shape == (3, CLASSES)
+    assert torch.equal(
+        estimated(got), estimated(through(tmp_path / "no", Knowledge(put.logits), **options))
+    )
+
+
+@kinds
+def test_a_flipped_byte_is_found_before_training(tmp_path: Path, options: dict[str, Any]) -> None:
+    through(tmp_path, texts(), **options)
+    (path,) = tmp_path.glob("shard-*")
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        raw = bytearray(whole)
+        raw[position] ^= 0x10
+        path.write_bytes(raw)
+        with pytest.raises(StoreError, match="is not what was written"):
+            Store.found(tmp_path).get(keys_of(1))
+
+
 # --- how few bytes, and how good
 
 

@@ -123,7 +123,9 @@ def encoded(knowledge: Knowledge, digests: Sequence[Digest], kept: Kept) -> tupl
     shapes, parts = kept.shapes(form), dict[str, Tensor]()
     for name, tensor in named(knowledge).items():
         if name == "logits" and kept.packs:
-            parts |= _packed(tensor, digests, kept.few(form[name]), real)
+            parts |= _packed(
+                tensor, digests, kept.few(form[name]), real if LENGTH in form[name] else None
+            )
             continue
         given = _without_padding(dense(tensor).detach().cpu(), form[name], real)
         for part, values in _encoded(name, given, form[name], kept).items():
@@ -186,7 +188,9 @@ def _encoded(name: str, values: Tensor, shape: Shape, kept: Kept) -> dict[str, T
     }
 
 
-def _packed(logits: Any, digests: Sequence[Digest], few: Few, real: Tensor) -> dict[str, Tensor]:
+def _packed(
+    logits: Any, digests: Sequence[Digest], few: Few, real: Tensor | None
+) -> dict[str, Tensor]:
     """The bytes of each row's answers, one row after another, and how many each has."""
     if logits.dim() > 3:
         raise StoreError(
@@ -196,7 +200,7 @@ def _packed(logits: Any, digests: Sequence[Digest], few: Few, real: Tensor) -> d
     rows = []
     for number, digest in enumerate(digests):
         own = logits[number]
-        own = own[: int(real[number].sum())] if real.shape[1] else own
+        own = own if real is None else own[: int(real[number].sum())]
         rows.append(few.packed((own if own.dim() > 1 else own[None]).detach(), digest))
     sizes = torch.tensor([len(row) for row in rows], dtype=torch.int32)
     return {"sizes": sizes, "packed": torch.from_numpy(np.concatenate(rows))}
