@@ -128,14 +128,15 @@ def measured(way: Callable[..., Tensor], loss: str, given: Any) -> dict[str, flo
     tiny = [Headed(side.states[:2], side.weight[:64]) for side in (student, teacher)]
     torch.autograd.grad(way(loss, *tiny), leaves)  # what is loaded once is no part of it
     memory = Memory(device)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     value = way(loss, student, teacher)
     slopes = torch.autograd.grad(value, leaves)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds, worked = time.perf_counter() - start, time.process_time() - worked
     norm = float(slopes[1].norm())
-    return {"bytes": memory.most(), "seconds": seconds, "value": value.item(), "norm": norm}
+    facts = {"bytes": memory.most(), "seconds": seconds, "worked": worked}
+    return {**facts, "value": value.item(), "norm": norm}
 
 
 class Memory:
@@ -160,17 +161,19 @@ class Memory:
 
 def show(loss: str, runs: dict[str, list[dict[str, float]]]) -> None:
     """One row a way: medians, and how many times less than whole."""
-    names = ("bytes", "seconds")
+    names = ("bytes", "seconds", "worked")
     middle = {
         way: {name: statistics.median(run[name] for run in own) for name in names}
         for way, own in runs.items()
     }
     for way, own in middle.items():
         line = f"{loss:12} {way:7} {own['bytes'] / 1e6:9.0f} MB {own['seconds']:8.2f} s"
+        line += f" ({own['worked']:.2f} s of the processor)"
         if "whole" in middle:
             first = middle["whole"]
             line += f"   memory / {first['bytes'] / own['bytes']:5.1f}"
             line += f"   time / {first['seconds'] / own['seconds']:5.2f}"
+            line += f"   processor / {first['worked'] / own['worked']:5.2f}"
         print(f"{line}   value {runs[way][0]['value']:.6f}", flush=True)
 
 

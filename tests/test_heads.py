@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -294,6 +295,21 @@ def test_the_cross_entropy_is_torchs_over_the_labels_that_are_known() -> None:
     torch.testing.assert_close(cross_entropy(places.dense(), labels), expected)
 
 
+@pytest.mark.parametrize("parts", [1, 4, 8])
+def test_parts_weighed_by_their_tokens_give_the_gradient_of_the_whole(parts: int) -> None:
+    """Peers divided by each part's own count, or by their number: up to four times too much."""
+    teacher, whole = torch.randn(TOKENS, CLASSES), learning(headed())
+    told = {"student": whole, "teacher": teacher}
+    wanted = torch.autograd.grad(in_chunks(response.jsd, told, 4), leaves(whole))
+    head = learning(headed())
+    for start in range(0, TOKENS, -(-TOKENS // parts)):
+        part = slice(start, start + -(-TOKENS // parts))
+        loss = in_chunks(response.jsd, {"student": head[part], "teacher": teacher[part]}, 4)
+        (loss * len(teacher[part]) / TOKENS).backward()
+    for one, other in zip(wanted, leaves(head), strict=True):
+        assert (one - other.grad).abs().max() < 1e-6
+
+
 # --- in the objective
 
 
@@ -323,6 +339,22 @@ def test_an_objective_says_in_a_sentence_what_draws_can_not_teach() -> None:
     objective = Objective([term(response.jsd)], Knowledge(headed()), Knowledge(few(0, 4)))
     with pytest.raises(RecipeError, match=r"response\.jsd can't be had: .*only draws are kept"):
         objective(Knowledge(headed()), lesson(few(0, 4)))
+
+
+def test_the_code_of_the_page_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text("utf-8")
+    code = page.partition("### Over a large vocabulary")[2].partition("```python\n")[2]
+    names: dict[str, Any] = {
+        "student_head": nn.Linear(WIDTH, CLASSES),
+        "teacher_head": nn.Linear(5, CLASSES),
+        "student_states": torch.randn(TOKENS, WIDTH),
+        "teacher_states": torch.randn(TOKENS, 5),
+        "next_tokens": torch.randint(CLASSES, (TOKENS,)),
+    }
+    exec(compile(code.partition("```")[0], "extending.md", "exec"), names)
+    names["loss"].backward()
+    assert names["student_head"].weight.grad.any()
+    assert names["teacher_head"].weight.grad is None
 
 
 # --- memory

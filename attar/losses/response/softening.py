@@ -63,7 +63,12 @@ def soften(logits: Tensor, temperature: float | Tensor, standardize: bool = Fals
         logits = logits - logits.mean(-1, keepdim=True)
         variance = logits.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
         logits = logits / variance.clamp_min(FLAT**2).sqrt()
-    return logits / temperature
+    # Of a large vocabulary a division by one would be one more tensor as large.
+    return (
+        logits
+        if isinstance(temperature, float | int) and temperature == 1
+        else logits / temperature
+    )
 
 
 def log_answers(logits: Tensor, temperature: float | Tensor, standardize: bool = False) -> Tensor:
