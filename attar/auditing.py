@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from attar import distill, measure
-from attar.errors import DataError, LayerError
+from attar import arms, distill, measure
+from attar.errors import DataError, LayerError, StoreError
 from attar.export.writing import written
 from attar.measure.audit import Side, broken_rows
 from attar.measure.audit.answers import Array
@@ -27,6 +31,7 @@ from attar.report import Row
 from attar.report.sentences import best
 from attar.resolve import ask, chosen, compares
 from attar.setting import Setting
+from attar.store import fingerprint
 from attar.taps import evaluating, place
 from attar.types import IGNORE, Batch
 
@@ -47,6 +52,7 @@ class Subject:
     network: of torch, whose layers can be read; None where there is none
     known: by part, its logits, asked for once
     rows: by part, which examples those are; all of them where there is a model
+    kept: the folder in which its answers outlast the run; None where they are asked for each time
     """
 
     name: str
@@ -54,6 +60,7 @@ class Subject:
     network: nn.Module | None = None
     known: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Array] = field(default_factory=dict)
+    kept: Path | None = None
 
     def covered(self, here: Setting, part: str) -> Array:
         """Which examples of a part it has answers to."""
@@ -63,9 +70,22 @@ class Subject:
     def answers(self, here: Setting, part: str, advance: Advance | None = None) -> Tensor:
         """Its logits of these examples."""
         if part not in self.known:
-            assert self.model is not None
-            self.known[part] = here.task.answers(self.model, part, advance)
+            self.known[part] = self._asked(here, part, advance)
         return self.known[part]
+
+    def _asked(self, here: Setting, part: str, advance: Advance | None) -> Tensor:
+        """Its logits as they were kept; where they were not, as the model gives them now."""
+        assert self.model is not None
+        task = here.task.audited()
+        if self.kept is None:
+            return task.answers(self.model, part, advance)
+        file = self.kept / f"{part}-{task.hash_of(part)}.safetensors"
+        with suppress(OSError, SafetensorError):  # what is damaged is asked again
+            kept: Tensor = load_file(file)["logits"]
+            return kept
+        answers = task.answers(self.model, part, advance)
+        written(save({"logits": answers.contiguous()}), file)
+        return answers
 
     def predicted(self, here: Setting, part: str) -> Array:
         """The classes it takes these examples for."""
@@ -77,7 +97,9 @@ class Subject:
         rows = self.covered(here, "validation")
         if not len(rows):
             return None
-        return self.answers(here, "validation").numpy(), here.task.labels("validation")[rows]
+        return self.answers(here, "validation").numpy(), here.task.audited().labels("validation")[
+            rows
+        ]
 
     def temperature(self, here: Setting) -> float | None:
         """What its logits are to be divided by; None where none is best."""
@@ -91,6 +113,19 @@ def subject(name: str, model: nn.Module, source: nn.Module | None = None) -> Sub
     source: the network of torch that it was written from, where it is a file
     """
     return Subject(name, model, source or (None if isinstance(model, Foreign) else model))
+
+
+def teacher(here: Setting, name: str, model: nn.Module) -> Subject:
+    """The recipe's teacher, whose answers outlast the run: many runs weigh theirs against them."""
+    found = subject(name, model)
+    if found.network is None:
+        return found  # a file, of which torch can't tell whose answers it has
+    with suppress(StoreError):
+        whose = fingerprint(model, **here.task.preprocessing(model))
+        # Weights don't tell everything: what the recipe says of it and how it is built count too.
+        facts = (here.recipe.to_dict()["teacher"], repr(model), whose)
+        found.kept = here.cache / "answers" / arms.key(*facts)
+    return found
 
 
 def audited(here: Setting, before: Subject, after: Subject, part: str = "test") -> dict[str, Any]:
@@ -109,13 +144,13 @@ def audited(here: Setting, before: Subject, after: Subject, part: str = "test") 
         Side(each.answers(here, part).numpy()[at], each.held(here))
         for each, at in zip((before, after), places, strict=True)
     )
-    labels = here.task.labels(part)[rows]
+    labels = here.task.audited().labels(part)[rows]
     given = {
         "before": one,
         "after": other,
         "labels": labels,
         "classes": here.task.classes,
-        "told": lambda row: here.task.told(part, int(rows[row])),
+        "told": lambda row: here.task.audited().told(part, int(rows[row])),
     }
     found = ask(_options(here), given | _deeper(here, before, after, part))
     hurt = [
@@ -245,7 +280,8 @@ def _explained(
     here: Setting, models: Sequence[nn.Module], part: str, count: int
 ) -> Iterator[tuple[Array, ...]]:
     """What hiding each piece of some examples takes from the first model's answer, by each."""
-    batch = here.task.spread(part, count)
+    task = here.task.audited()
+    batch = task.spread(part, count)
     for n in range(len(batch)):
         inputs = batch.rows(n, n + 1).inputs
         said = int(_shares(here, models[0], inputs).argmax())
@@ -253,9 +289,9 @@ def _explained(
         def answer(
             kept: Tensor, model: nn.Module, inputs: Any = inputs, said: int = said
         ) -> Tensor:
-            return _shares(here, model, here.task.seen(inputs, kept > 0.5))[:, said]
+            return _shares(here, model, task.seen(inputs, kept > 0.5))[:, said]
 
-        if pieces := here.task.pieces(inputs):
+        if pieces := task.pieces(inputs):
             yield tuple(occlusion(partial(answer, model=each), pieces) for each in models)
 
 

@@ -155,11 +155,8 @@ def _about(here: Setting, path: Path) -> About:
     library, load, tokenizer = _loading(path, here.task.facts)
     said = here.recipe.task.options
     data = said.get("dataset", said.get("environment", here.recipe.task.name))
-    acts = here.task.kind.startswith("control.")
     return About(
-        kind="reinforcement-learning"
-        if acts
-        else here.recipe.task.name.replace("vision", "image").replace(".", "-"),
+        kind=here.task.tag,
         classes=len(here.task.classes),
         limit=here.task.limit,
         data=Path(str(data)).name,

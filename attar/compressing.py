@@ -16,7 +16,7 @@ from attar.errors import RecipeError
 from attar.recipe import Piece
 from attar.resolve import ask
 from attar.setting import Book, Setting
-from attar.types import InTraining, Quantized
+from attar.types import Act, Batch, InTraining, Quantized
 
 REPEATED = re.compile(r"((?:-\w+){2,}?)(?:-x(\d+))?\1$")
 """The end of a name whose last two words or more are those before them, counted or not."""
@@ -38,6 +38,10 @@ def for_compressors(here: Setting, book: Book) -> dict[str, Any]:
         "score": here.task.score,
         "tell": book.tell,
         "cut": partial(_cut, here),
+        "act": here.task.act,
+        "forward": here.task.forward,
+        "classes": here.task.classes,
+        "choices": here.task.choices,
     }
 
 
@@ -57,7 +61,12 @@ def in_short(given: dict[str, Any]) -> dict[str, Any]:
         return lambda model: islice(batches(model), 1)
 
     short = {name: first(given[name]) for name in ("calibration", "losses")}
-    return given | short | {"score": lambda _: {"score": 0.0}}
+    return given | short | {"score": lambda _: {"score": 0.0}, "act": partial(_once, given["act"])}
+
+
+def _once(act: Act, model: nn.Module, _: int, *how: Any) -> Batch:
+    """A state of one episode, however many are asked for."""
+    return act(model, 1, *how)
 
 
 def check_step(step: Piece, model: nn.Module) -> None:

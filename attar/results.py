@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,9 +23,9 @@ from torch import nn
 
 from attar import auditing, measure
 from attar.auditing import Subject
-from attar.baselines import bag_of_words
 from attar.cards import write_cards
 from attar.export import executorch_file, onnx_file, openvino_file
+from attar.floor import floor, row_of
 from attar.lineage import facts, teachers
 from attar.measure.comparing import answer, emulated, row
 from attar.measure.cost import WARM_UP
@@ -34,8 +34,6 @@ from attar.measure.machine import flags, processor
 from attar.measure.memory import finished
 from attar.measure.questions import by_name, length, question
 from attar.report import Report, Row, verdict
-from attar.tasks import text
-from attar.tasks.control.states import States
 
 if TYPE_CHECKING:
     from attar.setting import Book, Setting
@@ -116,10 +114,9 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     """Score every model on the test split, time them in turns, and write the report."""
     start = time.monotonic()
     wanted = {piece.name: piece.function for piece in here.plan.measure}
-    floor = None
-    if isinstance(here.task, text.classification) and "score" in wanted:
-        floor = bag_of_words(here.task, TEST)
-    subjects = {each.name: auditing.subject(each.name, each.model, each.source) for each in entries}
+    timed = not wanted.keys().isdisjoint(("latency", "energy"))
+    words = floor(here, TEST, timed=timed) if "score" in wanted else None
+    subjects = {each.name: _subject(here, each) for each in entries}
     scores, predicted = _scores(here, book, entries, subjects) if "score" in wanted else ({}, {})
     calibrated = _calibrated(here, entries, subjects) if "audit" in wanted else {}
     _sign(here, entries, scores, calibrated)
@@ -131,8 +128,8 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
         here.screen.say(
             f"Timing answers, in turns ({timing.threads} thread, batch {timing.batch}) ..."
         )
-        times = by_name(wanted["latency"](answers(here, entries, floor, timing)))
-    joules = energies(here, entries, floor, wanted["energy"]) if "energy" in wanted else {}
+        times = by_name(wanted["latency"](answers(here, entries, words, timing)))
+    joules = energies(here, entries, words, wanted["energy"]) if "energy" in wanted else {}
     bytes_of = memories(here, entries) if "memory" in wanted else {}
     rows = [
         row(
@@ -151,10 +148,10 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
         )
         for entry in entries
     ]
-    if floor is not None:
-        rows.append(_floor_row(floor, times, joules, wanted))
-        book.seconds["bag_of_words"] = floor["seconds"]
-        predicted["bag_of_words"] = floor["predicted"]
+    if words is not None:
+        rows.append(row_of(words, times, joules, wanted))
+        book.seconds["bag_of_words"] = words["seconds"]
+        predicted["bag_of_words"] = words["predicted"]
     if predicted:
         _keep(here, predicted)
     book.plan["budget"] = {each.name: _budget(book, each) for each in entries if each.trainings}
@@ -162,9 +159,16 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     book.seconds["measuring"] = time.monotonic() - start
     book.seconds["total"] = time.monotonic() - started
     tokens = length(here.task.example(entries[0].model))
-    report = _written(here, book, tuple(rows), timing, tokens, audits)
+    films = here.task.films({entry.name: entry.model for entry in entries[:2]})
+    report = _written(here, book, tuple(rows), timing, tokens, audits, films)
     write_cards(here, report, {entry.name: entry.path for entry in entries if entry.path})
     return report
+
+
+def _subject(here: Setting, entry: Entry) -> Subject:
+    if entry.name == "teacher":
+        return auditing.teacher(here, entry.name, entry.model)
+    return auditing.subject(entry.name, entry.model, entry.source)
 
 
 def _calibrated(
@@ -254,10 +258,10 @@ def _judged(
     here: Setting, who: Subject, model: nn.Module, part: str
 ) -> tuple[Classes, dict[str, float]]:
     """What a model makes of each example of a part, or what its episodes return; how good it is."""
-    if isinstance(here.task, States):
+    if here.task.truth(part) is None:
         return here.task.judged(model, part)
     predicted = who.predicted(here, part)
-    return predicted, here.task.judge(predicted, part)
+    return predicted, here.task.audited().judge(predicted, part)
 
 
 def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
@@ -266,7 +270,7 @@ def _interval(scored: Mapping[str, float]) -> tuple[float, float] | None:
 
 
 def answers(
-    here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, timing: Timing
+    here: Setting, entries: Sequence[Entry], words: dict[str, Any] | None, timing: Timing
 ) -> dict[tuple[str, int | None], Callable[[], object]]:
     """What makes one answer of each row that can be timed fairly, at each length."""
 
@@ -280,19 +284,19 @@ def answers(
         for name, model in models.items()
         for tokens in timing.tokens
     }
-    if floor is not None and timing.batch == 1 and timing.tokens == (None,):
-        found["bag_of_words", None] = floor["answer"]
+    if words is not None and timing.batch == 1 and timing.tokens == (None,):
+        found["bag_of_words", None] = words["answer"]
     return found
 
 
 def energies(
-    here: Setting, entries: Sequence[Entry], floor: dict[str, Any] | None, energy: partial[Any]
+    here: Setting, entries: Sequence[Entry], words: dict[str, Any] | None, energy: partial[Any]
 ) -> dict[str, float]:
     """Energy of one answer; nothing at all where this machine does not tell."""
     if not zones(POWERCAP):
         here.screen.say("Energy is left out: this machine has no counter that may be read (RAPL).")
         return {}
-    asked = answers(here, entries, floor, Timing.wanted(energy))
+    asked = answers(here, entries, words, Timing.wanted(energy))
     return {name: joules for (name, _), joules in energy(asked, POWERCAP).items()}
 
 
@@ -309,25 +313,6 @@ def memories(here: Setting, entries: Sequence[Entry]) -> dict[str, int | None]:
     return {name: finished(process) for name, process in started.items()}
 
 
-def _floor_row(
-    floor: dict[str, Any],
-    times: Mapping[str, dict[str, float]],
-    joules: Mapping[str, float],
-    wanted: Container[str],
-) -> Row:
-    return Row(
-        name="bag_of_words",
-        runtime=floor["runtime"],
-        score=floor["score"],
-        metrics=floor["metrics"],
-        parameters=floor["parameters"] if "parameters" in wanted else None,
-        size_bytes=floor["size_bytes"] if "size" in wanted else None,
-        latency_ms=times.get("bag_of_words"),
-        energy_j=joules.get("bag_of_words"),
-        note="its time includes cutting into words",
-    )
-
-
 def _written(
     here: Setting,
     book: Book,
@@ -335,6 +320,7 @@ def _written(
     timing: Timing,
     tokens: int | None,
     audits: Mapping[str, Mapping[str, Any]],
+    films: tuple[Mapping[str, Any], ...],
 ) -> Report:
     said = {key: value for key, value in here.recipe.to_dict().items() if value is not None}
     name = here.recipe.name or here.out.name
@@ -359,6 +345,7 @@ def _written(
         history=book.history,
         score_name=here.task.score_name,
         audits=audits,
+        films=films,
     )
     report.write(here.out)
     return report

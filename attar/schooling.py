@@ -21,7 +21,7 @@ from attar.recipe import Piece, teaches_alone
 from attar.resolve import ask, asks, chosen, compares
 from attar.setting import Book, Cast, Setting, Teaching
 from attar.store import fingerprint
-from attar.tasks.classes import Classification
+from attar.tasks.task import Task
 from attar.teach.stored import opened
 from attar.types import Batch, Knowledge, Lesson
 
@@ -71,7 +71,7 @@ def _check_own(here: Setting) -> None:
         )
 
 
-def _run_once(task: Classification, batch: Batch, model: nn.Module) -> Knowledge:
+def _run_once(task: Task, batch: Batch, model: nn.Module) -> Knowledge:
     return task.forward(model, batch)
 
 

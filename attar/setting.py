@@ -17,8 +17,7 @@ from attar.errors import RecipeError
 from attar.recipe import Recipe, Resolved, check, read
 from attar.resolve import ask
 from attar.screen import Screen, Silent
-from attar.tasks.classes import Classification
-from attar.tasks.control.states import States
+from attar.tasks.task import Task
 from attar.tracking import Tracking
 
 
@@ -32,7 +31,7 @@ class Setting:
 
     recipe: Recipe
     plan: Resolved
-    task: Classification
+    task: Task
     engine: local
     out: Path
     cache: Path
@@ -128,7 +127,8 @@ def begin(
     screen = screen or Silent()
     task = ask(plan.task.function, {"seed": paper.seed, "trust": trust})
     _check_lengths(plan, task)
-    _check_audit(plan, task)
+    if any(piece.name == "audit" for piece in plan.measure):
+        task.audited()
     for note in task.notes:
         screen.say(note)
     screen.say(task.summary)
@@ -136,16 +136,7 @@ def begin(
     return Setting(paper, plan, task, engine, folder, cache_folder(), screen, command, trust)
 
 
-def _check_audit(plan: Resolved, task: Classification) -> None:
-    """Raises RecipeError where answers are to be audited that nothing makes right or wrong."""
-    if isinstance(task, States) and any(piece.name == "audit" for piece in plan.measure):
-        raise RecipeError(
-            f"audit weighs answers that are right or wrong, and {task.kind} has a {task.score_name}"
-            " instead; leave it out."
-        )
-
-
-def _check_lengths(plan: Resolved, task: Classification) -> None:
+def _check_lengths(plan: Resolved, task: Task) -> None:
     """Raises RecipeError where answers are to be timed at more tokens than the task ever gives."""
     limit = task.facts.get("max_length")
     for piece in plan.measure:

@@ -41,6 +41,7 @@ def audit(here: Setting, before: str, after: str, part: str = "test") -> Report:
     Raises a child of AttarError for whatever is not to be audited.
     """
     started = time.monotonic()
+    here.task.audited()
     pair = named(here, before), named(here, after)
     if pair[0].name == pair[1].name:
         pair[1].name += " (2)"
@@ -153,9 +154,10 @@ def _ask(here: Setting, who: Subject, part: str) -> None:
 
 def _row(here: Setting, who: Subject, role: Role, part: str, rows: Array) -> Row:
     """One of the two as a row: its score on the examples that both answered, and its size."""
-    known = rows[here.task.labels(part)[rows] != IGNORE]
+    task = here.task.audited()
+    known = rows[task.labels(part)[rows] != IGNORE]
     place = np.searchsorted(who.covered(here, part), known)
-    metrics = here.task.judge(who.predicted(here, part)[place], part, known) if len(known) else {}
+    metrics = task.judge(who.predicted(here, part)[place], part, known) if len(known) else {}
     if who.model is None:
         metrics = dict(metrics)
         return Row(who.name, "stored answers", metrics.pop("score", None), metrics, part=role)

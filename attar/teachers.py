@@ -17,7 +17,7 @@ from attar.errors import ModelError
 from attar.losses import response
 from attar.screen import Silent
 from attar.tasks import control
-from attar.tasks.classes import Classification
+from attar.tasks.task import Task
 from attar.types import Count, Lesson, Positive
 
 Load = Callable[..., nn.Module]
@@ -53,7 +53,7 @@ def distilled(student_of: Callable[[str], nn.Module], *, recipe: str) -> nn.Modu
 
 
 def born_again(
-    task: Classification,
+    task: Task,
     engine: local,
     watch: Watch | None = None,
     load: Load | None = None,
@@ -96,7 +96,7 @@ def born_again(
 
 
 def _again(
-    task: Classification,
+    task: Task,
     build: Callable[[], nn.Module],
     teacher: nn.Module,
     heard: Watch,
@@ -145,7 +145,7 @@ def _within(watch: Watch | None, before: int, total: int) -> Watch:
 
 
 def finetune(
-    task: Classification,
+    task: Task,
     engine: local,
     watch: Watch | None = None,
     load: Load | None = None,
@@ -183,7 +183,7 @@ def finetune(
 
 
 def train(
-    task: Classification,
+    task: Task,
     engine: local,
     fresh: Callable[[str | dict[str, Any]], nn.Module],
     watch: Watch | None = None,
@@ -255,7 +255,7 @@ def reinforce(
 
 
 def _by_labels(
-    network: nn.Module, task: Classification, engine: local, watch: Watch | None, **options: Any
+    network: nn.Module, task: Task, engine: local, watch: Watch | None, **options: Any
 ) -> nn.Module:
     """A network trained on the labels alone."""
 

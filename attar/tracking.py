@@ -100,29 +100,35 @@ def opened(wanted: Sequence[str], out: Path, name: str) -> Tracking:
     out: the run's folder
     Raises AttarError where there is no such tracker, MissingExtra where it is not installed.
     """
-    found: list[Tracker] = []
+    known = [each.partition(":") for each in named(wanted)]
+    return Tracking(tuple(TRACKERS[kind](where, out, name) for kind, _, where in known))
+
+
+def named(wanted: Sequence[str]) -> Sequence[str]:
+    """The same, once each is known to be a tracker. Raises AttarError where one is not."""
     for each in wanted:
-        kind, _, where = each.partition(":")
+        kind = each.partition(":")[0]
         if kind not in TRACKERS:
             raise AttarError(f"There is no tracker {kind!r}; {nearest(kind, TRACKERS)}")
-        found.append(TRACKERS[kind](where, out, name))
-    return Tracking(tuple(found))
+    return wanted
 
 
 class TensorBoard:
     """Event files: a folder for each training, its figures by their names.
 
+    In a folder that is named, which may be that of many runs, a run has one of its own.
+
     A training that goes on where it was interrupted says so, and what was told of the steps that
     it takes again is hidden.
     """
 
-    def __init__(self, where: str, out: Path, name: str) -> None:  # noqa: ARG002
+    def __init__(self, where: str, out: Path, name: str) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra("tensorboard", "tensorboard", "tracking by TensorBoard") from error
         self._make = SummaryWriter
-        self._folder = Path(where) if where else out / "tensorboard"
+        self._folder = Path(where) / name if where else out / "tensorboard"
         self._writers: dict[str, SummaryWriter] = {}
 
     def tell(self, training: str, key: str, step: int, figures: Figures) -> None:

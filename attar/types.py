@@ -150,6 +150,10 @@ Calibration = Callable[[nn.Module], Iterator[Mapping[str, Tensor]]]
 Losses = Callable[[nn.Module], Iterator[Tensor]]
 """Gives what a model loses on labelled training examples, batch by batch, with the graph."""
 
+Act = Callable[[nn.Module, int, int, float, nn.Module], Batch]
+"""Of a model, a number of states, the episodes played before, the share of steps in which another
+moves, and that other: the states that are met."""
+
 Tell = Callable[[str, Sequence[Mapping[str, Any]]], None]
 """Is told of what a step found out: a title, and the rows of a table for the report."""
 

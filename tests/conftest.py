@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from asking import Ask, asking
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 WORDS = {
@@ -26,6 +27,12 @@ def seeded() -> None:
     """The same random numbers and the same number of threads for each test."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run a command line, written as one string, in this process."""
+    return asking(capsys)
 
 
 @pytest.fixture

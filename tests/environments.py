@@ -99,6 +99,37 @@ class Bits(Line):
         return picture
 
 
+class Drawn(Line):
+    """The same; it can draw itself, its place lit in a picture of 30 x 400, and each step redder.
+
+    At 9 it ends.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (as gymnasium has it)
+
+    def __init__(self, length: int = 8, render_mode: str | None = None) -> None:
+        super().__init__(length)
+        self.render_mode = render_mode
+
+    def step(self, action: Any) -> Any:
+        shown, reward, _, cut, more = super().step(action)
+        return shown, reward, self.place >= 9, cut, more
+
+    def render(self) -> Any:
+        assert self.render_mode == "rgb_array"
+        picture = np.zeros((30, 400, 3), np.uint8)
+        picture[:, int(200 + 20 * self.place) :, 1] = 200
+        picture[..., 0] = self.steps
+        return picture
+
+
+class Undrawn(Drawn):
+    """It says that it can draw itself, and can't."""
+
+    def render(self) -> Any:
+        raise RuntimeError("no brush\nand more")
+
+
 class Crashes(Line):
     """It falls over in its third step."""
 
@@ -129,5 +160,6 @@ class Many(Line):
     action_space: Any = spaces.MultiDiscrete([2, 2])
 
 
-for kind in (Line, Numbers, Later, Dict, Pixels, Bits, Crashes, Unpaid, Blind, Many):
+kinds = (Line, Numbers, Later, Dict, Pixels, Bits, Drawn, Undrawn, Crashes, Unpaid, Blind, Many)
+for kind in kinds:
     gymnasium.register(f"attar/{kind.__name__}-v0", entry_point=kind)

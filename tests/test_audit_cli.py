@@ -8,8 +8,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from asking import Answer, Ask
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from test_cli import CLASSES, save_bert, watched
@@ -49,18 +48,6 @@ RECIPE: dict[str, Any] = {
     "gates": {"agreement": 0.5, "negative_flips": 0.5},
 }
 FILE = "student-int8_dynamic.onnx"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-Ask = Callable[[str], Answer]
 
 
 def texts() -> list[tuple[str, str]]:
@@ -96,18 +83,6 @@ def at_home(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(house)
     monkeypatch.setenv("ATTAR_CACHE", str(house / "cache"))
     monkeypatch.delenv("ATTAR_DEBUG", raising=False)
-
-
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run a command line, written as one string, in this process."""
-
-    def call(line: str) -> Answer:
-        capsys.readouterr()
-        code = main(shlex.split(line))
-        return Answer(code, *capsys.readouterr())
-
-    return call
 
 
 def refused(answer: Answer) -> str:

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from asking import Answer, Ask
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 from typer.testing import CliRunner
@@ -114,30 +114,6 @@ def at_home(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTAR_CACHE", str(house / "cache"))
     monkeypatch.delenv("ATTAR_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-Ask = Callable[..., Answer]
-
-
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run a command line, written as one string, in this process."""
-
-    def call(line: str) -> Answer:
-        capsys.readouterr()
-        code = main(shlex.split(line))
-        return Answer(code, *capsys.readouterr())
-
-    return call
 
 
 def apart(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

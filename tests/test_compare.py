@@ -351,6 +351,7 @@ from attar.recipe import read
 from attar.report import Report, Row
 
 recipe, out, play = read(sys.argv[1]), Path(sys.argv[3]), Path(os.environ["PLAY"])
+(play / f"{recipe.name}.words").write_text(" ".join(sys.argv[4:]))
 arm = recipe.name.split()[0]
 with (play / "log").open("a") as log:
     log.write(f"{recipe.name} begins {time.monotonic()}\\n")
@@ -546,6 +547,17 @@ def test_an_interrupted_comparison_leaves_no_process_behind(play: Path, tmp_path
     (play / "go").touch()
     time.sleep(0.3)
     assert "ends" not in (play / "log").read_text()
+
+
+def test_every_run_is_tracked_where_the_comparison_is(play: Path, tmp_path: Path) -> None:
+    said = words(tmp_path / "data", arms={"kd": {}}, seeds=[0, 1])
+    with pytest.raises(AttarError, match="did you mean 'mlflow'"):
+        compare(said, tmp_path / "out", track=["mflow:server"])
+    assert not (play / "log").exists()
+    compare(said, tmp_path / "out", track=["tensorboard", "mlflow:server"])
+    for seed in (0, 1):
+        told = (play / f"kd seed {seed}.words").read_text().split()
+        assert told == ["--track=tensorboard", "--track=mlflow:server"]
 
 
 def test_a_comparison_whose_arms_all_fail_says_why(play: Path, tmp_path: Path) -> None:

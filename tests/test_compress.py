@@ -42,6 +42,7 @@ FLAT = ("mlp", "cnn", "text_cnn", "lstm")
 CANNOT: dict[tuple[str, str], str] = {
     **{("prune.layers", name): "has no stack of like layers left to prune" for name in FLAT},
     **{("prune.vocabulary", name): "has no tokenizer with it" for name in MODELS},
+    **{("tree.viper", name): "has no environment to act in" for name in MODELS},
     **{("quantize.smooth", name): "no norm or linear layer that directly feeds" for name in FLAT},
     ("prune.structured", "lstm"): "^Lstm has no channels that can be pruned: recurrent",
 }
@@ -91,6 +92,7 @@ def test_the_room_has_the_compressors_that_recipes_name() -> None:
         "quantize.smooth",
         "quantize.int8_static",
         "quantize.qat",
+        "tree.viper",
     }
 
 

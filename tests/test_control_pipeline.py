@@ -247,7 +247,7 @@ def test_what_is_for_those_that_act_says_so_of_texts(tmp_path: Path) -> None:
     here = begin(read({"task": task, "teacher": {"reinforce": {}}, "steps": ["export.onnx"]}))
     with pytest.raises(RecipeError, match="reinforce is for tasks of control; texts give no rewa"):
         here.task.beginner()
-    with pytest.raises(RecipeError, match="student_driven is for tasks of control"):
+    with pytest.raises(RecipeError, match="Acting is for tasks of control; texts are only"):
         here.task.act()
 
 

@@ -34,7 +34,7 @@ ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export"
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
     *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
-    *("lineage", "cards", "comparing", "auditing", "subjects", "tracking"),
+    *("lineage", "cards", "comparing", "auditing", "subjects", "tracking", "floor"),
 }
 
 WORDS = {
@@ -60,7 +60,7 @@ DOORS = {
     "tokenizers": ("students/",),
     "datasets": ("tasks/",),
     "pyarrow": ("tasks/",),
-    "sklearn": ("baselines.py", "measure/audit/"),
+    "sklearn": ("baselines.py", "measure/audit/", "compress/tree.py"),
     "captum": ("measure/audit/",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from attar import casting
 from attar.arms import trained
-from attar.baselines import Arm
+from attar.baselines import Arm, bag_of_words
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import AttarError, EngineError, ModelError, RecipeError
@@ -25,6 +26,7 @@ from attar.recipe import read
 from attar.schooling import arm_folder, asking, lessons, teachers_answers
 from attar.screen import Silent
 from attar.setting import Book, begin
+from attar.tasks.classes import Classification
 from attar.tasks.text.tokenizing import tokenizer_at
 
 SAID: dict[str, Any] = {
@@ -301,6 +303,55 @@ def test_hard_labels_are_the_teachers_whoever_teaches(
     (lesson,) = scheme([batch], found.student, here.engine, 1)
     assert lesson.teacher is not None
     torch.testing.assert_close(lesson.teacher.logits, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_the_floor_is_fitted_once_for_the_same_data_but_where_it_is_timed(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[str] = []
+
+    def counted(task: Any, part: str) -> dict[str, Any]:
+        fitted.append(part)
+        return bag_of_words(task, part)
+
+    monkeypatch.setattr("attar.floor.bag_of_words", counted)
+    rows = []
+    for out, change in (("one", {}), ("two", {"student": {"lstm": {"width": 4}}})):
+        rows.append(run(read(said | change), tmp_path / out).row("bag_of_words"))
+        kept = load_file(tmp_path / out / "predictions.safetensors")
+        assert (kept["bag_of_words"] == kept["truth"]).mean() == rows[-1].score
+    assert rows[0] == rows[1]
+    assert len(fitted) == 1
+    run(read(said | {"measure": ["score", "latency"]}), tmp_path / "three")
+    run(read(said | {"seed": 1}), tmp_path / "four")
+    assert len(fitted) == 3
+
+
+def test_the_teachers_answers_outlast_the_run_and_what_is_damaged_is_asked_again(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answers = Classification.answers
+
+    def counted(task: Classification, model: nn.Module, *rest: Any) -> Tensor:
+        asked.append(type(model).__name__)
+        return answers(task, model, *rest)
+
+    monkeypatch.setattr(Classification, "answers", counted)
+
+    def scored(out: str, **change: Any) -> tuple[Any, int]:
+        asked.clear()
+        row = run(read(said | change), tmp_path / out).row("teacher")
+        return (row.score, row.metrics), sum("Bert" in name for name in asked)
+
+    first, times = scored("one")
+    assert times == 1
+    assert scored("two", student={"lstm": {"width": 4}}) == (first, 0)
+    (kept,) = (tmp_path / "cache" / "answers").glob("*/test-*.safetensors")
+    kept.write_bytes(b"damaged")
+    assert scored("three") == (first, 1)
+    _, other = scored("four", teacher={"finetune": said["teacher"]["finetune"] | {"epochs": 2}})
+    assert other == 1
 
 
 def test_two_runs_that_want_the_same_training_share_it(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def tiny(path: Path, bank: Path, base: Path, folder: Path) -> Recipe:
             step["distill"] = options | {"steps": 2, "batch_size": 8}
             if "evaluate" in options:
                 step["distill"]["evaluate"] = 1
+        if isinstance(step, dict) and "tree.viper" in step:
+            step["tree.viper"] |= {"rounds": 2, "states": 50}
     said["measure"] = ["score", "parameters", "macs", "size"]
     return read(said)
 

@@ -112,7 +112,7 @@ def test_json_satisfies_the_published_schema(report: Report) -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.validate(report.to_dict(), schema())
     assert {"schema", "recipe", "environment", "rows", "cost", "plan"} <= report.to_dict().keys()
-    assert report.to_dict()["schema"] == 3
+    assert report.to_dict()["schema"] == 4
 
 
 def test_what_is_not_a_number_becomes_null_and_never_nan(report: Report) -> None:
@@ -143,7 +143,7 @@ def test_numbers_of_numpy_and_unknown_things_can_be_written(report: Report) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema=1), "schema must be 3"),
+        (lambda d: d.update(schema=1), "schema must be 4"),
         (lambda d: d.pop("rows"), "has no 'rows'"),
         (lambda d: d.update(envronment={}), "did you mean 'environment'"),
         (lambda d: d["rows"][0].update(score="high"), r"rows\[0\].score must be number or null"),

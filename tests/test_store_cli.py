@@ -7,12 +7,12 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asking import Answer, asking
 
 from attar.cli import main
 from attar.store import MANIFEST, STALE, Store, examine, key, prune
@@ -21,29 +21,15 @@ from attar.types import Knowledge
 TEACHER = {"weights": "5d41aa", "max_length": 64, "classes": ["card", "cash", "fee"]}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a command gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-Ask = Callable[..., Answer]
+Ask = Callable[[str, Path], Answer]
 
 
 @pytest.fixture
 def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run `attar store` in this process, on some folder."""
     monkeypatch.delenv("ATTAR_DEBUG", raising=False)
-
-    def call(line: str, folder: Path) -> Answer:
-        capsys.readouterr()
-        code = main(["store", *shlex.split(line), str(folder)])
-        return Answer(code, *capsys.readouterr())
-
-    return call
+    called = asking(capsys)
+    return lambda line, folder: called(f"store {line} {shlex.quote(str(folder))}")
 
 
 def fill(folder: Path, rows: range = range(6), **options: Any) -> list[Path]:

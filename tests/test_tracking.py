@@ -93,11 +93,11 @@ def test_a_run_that_is_not_tracked_writes_nothing_for_trackers(
     assert not (tmp_path / "out" / KEPT).exists()
 
 
-def test_event_files_stand_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_event_files_stand_where_they_are_asked_for_those_of_each_run_apart(tmp_path: Path) -> None:
     told = opened([f"tensorboard:{tmp_path / 'events'}"], tmp_path / "out", "r")
     told.of("other").watch("student", "a")(record(1))
     told.close()
-    assert scalars(tmp_path / "events/other/student", "loss") == [(1, 1.0)]
+    assert scalars(tmp_path / "events/r/other/student", "loss") == [(1, 1.0)]
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from attar.errors import ModelError
 from attar.students.convolutional import Cnn
 from attar.students.recurrent import Lstm
 from attar.students.vocabulary import cut
@@ -176,6 +177,10 @@ def answer(model: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> Tens
     return output if isinstance(output, Tensor) else output.logits
 
 
+def _unable(model: nn.Module, *_: Any) -> Any:
+    raise ModelError(f"{type(model).__name__} has no environment to act in.")
+
+
 def given(model: nn.Module) -> dict[str, Any]:
     """All that a compressor may ask for."""
     return {
@@ -186,4 +191,8 @@ def given(model: nn.Module) -> dict[str, Any]:
         "score": score,
         "tell": lambda *_: None,
         "cut": partial(cut, texts=["a few words"]),
+        "act": _unable,
+        "forward": _unable,
+        "classes": ("one", "two", "three"),
+        "choices": 3,
     }

@@ -45,6 +45,13 @@ Settings = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Let names with a colon run code of your own.")
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:WHERE]",
+        help="Show trainings live: tensorboard[:DIR], mlflow[:URI], wandb[:DIR or online].",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -71,13 +78,7 @@ def run(
     seed: Seed = None,
     settings: Settings = None,
     trust: Trust = False,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:WHERE]",
-            help="Show trainings live: tensorboard[:DIR], mlflow[:URI], wandb[:DIR or online].",
-        ),
-    ] = None,
+    track: Track = None,
 ) -> None:
     """Do what a recipe says, and report it."""
     from attar import pipeline
@@ -112,6 +113,7 @@ def compare(
     ] = None,
     settings: Settings = None,
     trust: Trust = False,
+    track: Track = None,
 ) -> None:
     """Run many arms with many seeds, and weigh them in pairs."""
     from attar import comparing
@@ -125,6 +127,7 @@ def compare(
         trust=trust,
         screen=screen(),
         command=context.obj,
+        track=track or (),
     )
     print()
     show_report(report)

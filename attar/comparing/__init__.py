@@ -16,6 +16,7 @@ from attar.recipe import Comparison, read_comparison
 from attar.report import Report, Row
 from attar.screen import Screen, Silent
 from attar.setting import Setting, begin
+from attar.tracking import named
 
 __all__ = ["compare"]
 
@@ -29,6 +30,7 @@ def compare(
     trust: bool = False,
     screen: Screen | None = None,
     command: str = "",
+    track: Sequence[str] = (),
 ) -> Report:
     """Run every arm with every seed, weigh them in pairs, and report it.
 
@@ -41,6 +43,7 @@ def compare(
     trust: let names with a colon run the user's own code
     screen: where sentences and progress go
     command: what the user typed, for the report
+    track: who is told live how trainings go: `tensorboard`, `mlflow` or `wandb`, with `:WHERE`
     Raises a child of AttarError for whatever the user can mend; a run that fails is a row.
     """
     started, screen = time.monotonic(), screen or Silent()
@@ -57,7 +60,8 @@ def compare(
         f"{len(plan.recipes)} runs with {len(paper.seeds)} seeds each, {limit} at a time on "
         f"{threads} thread{'s' * (threads > 1)}."
     )
-    crew = Crew(todo, data.done, screen, limit, threads, folder / "trainings", trust)
+    words = [*["--trust"] * trust, *(f"--track={each}" for each in named(track))]
+    crew = Crew(todo, data.done, screen, limit, threads, folder / "trainings", words)
     faults = crew.work()
     found = weighing.results(plan.lines, todo, faults)
     if not any(result.rows for result in found):

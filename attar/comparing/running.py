@@ -63,6 +63,7 @@ class Crew:
     done: tells whether a job is done, so that nothing is run again
     limit: processes at a time; threads: of each
     shared: the folder of the trainings; one that two jobs need is done once
+    words: what each is told beside its recipe and its folder
     """
 
     def __init__(
@@ -73,11 +74,11 @@ class Crew:
         limit: int,
         threads: int,
         shared: Path,
-        trust: bool = False,
+        words: Sequence[str] = (),
     ) -> None:
         self._waiting, self._total = deque(jobs), len(jobs)
         self._done, self._screen = done, screen
-        self._limit, self._threads, self._shared, self._trust = limit, threads, shared, trust
+        self._limit, self._threads, self._shared, self._words = limit, threads, shared, words
         self._running: list[Child] = []
         self._ended = 0
         self.faults: dict[Job, str] = {}
@@ -121,7 +122,7 @@ class Crew:
         words = [*COMMAND, str(job.folder / RECIPE), "--out", str(job.folder)]
         with (job.folder / LOG).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, *words, *["--trust"] * self._trust],
+                [sys.executable, *words, *self._words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

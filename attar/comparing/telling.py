@@ -27,7 +27,7 @@ def rows(found: Sequence[Result], costs: Costs, control: str) -> tuple[Row, ...]
 def _row(result: Result, costs: Costs, control: str) -> Row:
     name = result.line.name
     if not result.rows:
-        return Row(name, "", note=_failed(result))
+        return Row(name, "", note=_failed(result), part="student")
     return replace(
         result.row,
         name=name,

@@ -9,7 +9,7 @@ from typing import Any
 
 from attar.errors import DataError, nearest
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the contract; it rises when a key is added, removed or changes its meaning."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -60,6 +60,7 @@ def schema() -> dict[str, Any]:
         "history": {"type": "object", "additionalProperties": entries},
         "differences": {"type": "array", "items": _difference()},
         "audits": {"type": "object", "additionalProperties": _audit()},
+        "films": {"type": "array", "items": _film()},
     }
     required = ["schema", "recipe", "environment", "rows", "cost", "plan"]
     draft = "https://json-schema.org/draft/2020-12/schema"
@@ -104,6 +105,25 @@ def _audit() -> dict[str, Any]:
         "gates": table,
     }
     return _record(known, ["against", "examples", "agreement"])
+
+
+def _film() -> dict[str, Any]:
+    """What an episode of one seed looked like at some steps, whoever acted in it."""
+    text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
+    row = {
+        "name": text,
+        "return": {"type": "number"},
+        "length": count,
+        "pictures": {"type": "array", "items": text},
+    }
+    known = {
+        "environment": text,
+        "seed": count,
+        "steps": {"type": "array", "items": count},
+        "rows": {"type": "array", "items": _record(row, list(row))},
+        "why": text,
+    }
+    return _record(known, list(known))
 
 
 def _record(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def join(reports: Mapping[str, Report]) -> Report:
         score_name=first.score_name,
         differences=tuple(each for report in own.values() for each in report.differences),
         audits=_merged(report.audits for report in own.values()),
+        films=tuple(each for report in own.values() for each in report.films),
     )
 
 
@@ -89,6 +90,10 @@ def _named(run: str, report: Report) -> Report:
             called(name): {**audit, "against": called(str(audit["against"]))}
             for name, audit in report.audits.items()
         },
+        films=tuple(
+            {**film, "rows": [{**row, "name": called(row["name"])} for row in film["rows"]]}
+            for film in report.films
+        ),
     )
 
 

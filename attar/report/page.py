@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from attar.report import audit_page, charts, figures, grids, headline, sentences, weighing
+from attar.report import audit_page, charts, figures, grids, headline, sentences, strips, weighing
 from attar.report.markdown import recipe_text
 from attar.report.rows import Row
 
@@ -19,8 +19,8 @@ LISTED = 16
 
 _GAIN = "gained by having a teacher"
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser itself refuses the page any network."""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+"""The browser itself refuses the page any network; pictures stand in the page."""
 
 
 def html(report: Report) -> str:
@@ -60,6 +60,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
     yield "Every model, measured", grids.every(report) + _method(report)
     yield "Differences", _differences(report)
     yield "Step by step", grids.steps(report)
+    yield "At play", "".join(map(strips.strip, report.films))
     yield "Score against cost", charts.scatters(report)
     yield "The audit", audit_page.section(report.audits)
     yield "Training", charts.training(report)

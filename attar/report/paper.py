@@ -32,6 +32,8 @@ class Report:
         differences in score, their 95 % interval `low` to `high`, the test's `p`, whether that is
         `resolved`, `by_seed`, and `why` in words
     audits: by row, what became of each answer beside those of the row `against`
+    films: episodes as each of some rows played them: PNG pictures in base64 at the same `steps`,
+        or `why` there are none
     """
 
     recipe: Mapping[str, Any]
@@ -44,6 +46,7 @@ class Report:
     score_name: str = "score"
     differences: tuple[Mapping[str, Any], ...] = ()
     audits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    films: tuple[Mapping[str, Any], ...] = ()
 
     def row(self, name: str) -> Row:
         """The first row of that name. Raises DataError where there is none."""
@@ -90,7 +93,7 @@ class Report:
         check(content, schema())
         fields = {key: value for key, value in content.items() if key != "schema"}
         fields["rows"] = tuple(Row(**row) for row in fields["rows"])
-        for name in ("verdict", "differences"):
+        for name in ("verdict", "differences", "films"):
             fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
 

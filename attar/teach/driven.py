@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.teach.asking import ask, only
-from attar.types import IGNORE, Batch, Count, Engine, Forward, Lesson, Moment
-
-Act = Callable[[nn.Module, int, int, float, nn.Module], Batch]
-"""Of a model, a number of states, the episodes played before, the share of steps in which another
-moves, and that other: the states that are met."""
+from attar.types import IGNORE, Act, Batch, Count, Engine, Forward, Lesson, Moment
 
 
 def student_driven(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
+from attar.tasks.control.filming import film
 from attar.tasks.control.playing import interval, play, returns
 from attar.tasks.control.states import States
 from attar.tasks.control.worlds import Numbers, View, opened
@@ -62,10 +64,6 @@ class policy(States):  # noqa: N801  (a recipe names it)
             self.classes = (*names, *(f"log deviation of {name}" for name in names))
         self._start(world, seed, states, exploration)
 
-    def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """The mean return of a model's episodes, and how often it does what the teacher does."""
-        return self.judged(model, part)[1]
-
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """The return of each episode of a part that a model plays, and what they come to.
 
@@ -89,8 +87,10 @@ class policy(States):  # noqa: N801  (a recipe names it)
             judged |= self.agreed(model, part)
         return found, judged
 
-    def truth(self, part: str) -> None:
-        """Nothing is right or wrong: each episode has a return."""
+    def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:
+        """The first episode of the test as each model plays it, in a few pictures."""
+        actors = {name: self.actor(model) for name, model in models.items()}
+        return (film(self.world, actors, self.seeds("test", 1)[0]),)
 
     def hash_of(self, part: str) -> str:
         """A hash of what is played, or seen, in a part; of the test the same for every teacher."""

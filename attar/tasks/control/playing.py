@@ -87,9 +87,9 @@ def play(
 class Seat:
     """A copy of the environment, in which one episode after another is played."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, drawn: bool = False) -> None:
         self.world = world
-        self.environment = world.open()
+        self.environment = world.open(drawn=drawn)
         self.episode: Episode | None = None
         self._random = np.random.default_rng(0)
         self._frames: deque[Numbers] = deque(maxlen=world.view.frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,10 @@ class representation(policy):  # noqa: N801  (a recipe names it)
         `agreement` is that head's linear-probe score: how often it does what the agent does.
         """
         return super().judged(self._headed(model), part)
+
+    def films(self, models: Mapping[str, nn.Module]) -> tuple[dict[str, Any], ...]:
+        """As each model plays under a head that was fitted to what the agent does."""
+        return super().films({name: self._headed(model) for name, model in models.items()})
 
     def loss(self, *_: Any, **__: Any) -> Tensor:
         """Nobody labels states with features. Raises RecipeError."""

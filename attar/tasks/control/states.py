@@ -24,6 +24,7 @@ from attar.tasks.control.worlds import Numbers, World
 from attar.tasks.files import opened
 from attar.tasks.loading import device_of, told
 from attar.tasks.sampling import Batches
+from attar.tasks.task import Task
 from attar.types import IGNORE, Batch
 
 PARTS = {"teacher": 0, "train": 1, "validation": 2, "test": 3, "driven": 4}
@@ -55,6 +56,7 @@ class States(Classification):
     has labels: `rows["labelled"]` is empty, and what a teacher does in a state is its answer.
     """
 
+    tag = "reinforcement-learning"
     noun = "states"
     beside = "observation"
     formats = (".zip", ".safetensors")
@@ -93,6 +95,13 @@ class States(Classification):
     @abstractmethod
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
         """What each episode or state of a part is worth by a model, and what they come to."""
+
+    def audited(self) -> Classification:
+        """Raises RecipeError: no action is right or wrong in itself."""
+        return Task.audited(self)
+
+    def truth(self, part: str) -> None:
+        """Nothing is right or wrong: each episode or state has a worth."""
 
     def seeds(self, part: str, number: int, start: int = 0) -> list[int]:
         """Seeds of environments for a part; those of the test are the same for every recipe's."""
@@ -165,6 +174,10 @@ class States(Classification):
     def shape(self) -> tuple[int, ...]:
         """Of what a model sees."""
         return self.world.shape
+
+    @property
+    def choices(self) -> int:
+        return self.world.choices
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -73,16 +73,13 @@ class value(States):  # noqa: N801  (a recipe names it)
         spread = float(train.std()) or 1.0
         return {**super().offers, "level": (float(train.mean()), spread)}
 
-    def score(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """How much of the variance of the critic's values in held-out states a model tells.
-
-        `critic` is the rank correlation with them, `returns` that with the discounted returns of
-        whole episodes, and `critic_returns` the critic's own with these (Spearman 1904).
-        """
-        return self.judged(model, part)[1]
-
     def judged(self, model: nn.Module, part: str) -> tuple[Numbers, dict[str, float]]:
-        """Of each state what it adds to R squared, and what they come to."""
+        """Of each state what it adds to R squared, and what they come to.
+
+        `score` is how much of the variance of the critic's values in held-out states a model tells,
+        `critic` the rank correlation with them, `returns` that with the discounted returns of whole
+        episodes, and `critic_returns` the critic's own with these (Spearman 1904).
+        """
         rows = list(self._part(part))
         truth, found = self._acts[rows].numpy(), self._told(model, self._states[rows].numpy())
         each = 1 - (found.numpy() - truth) ** 2 / truth.var()
@@ -100,9 +97,6 @@ class value(States):  # noqa: N801  (a recipe names it)
     def loss(self, *_: Any, **__: Any) -> Tensor:
         """Nobody labels states with a value. Raises RecipeError."""
         raise RecipeError("control.value has no labels; compare with the critic by policy.value.")
-
-    def truth(self, part: str) -> None:
-        """Nothing is right or wrong: each state adds to R squared."""
 
     def actor(self, model: nn.Module) -> Answer:
         """How the policy beside a critic acts; a critic alone does nothing."""

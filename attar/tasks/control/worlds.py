@@ -43,6 +43,7 @@ class World:
     highest: what a pixel can be
     choices: the number of actions to choose from; 0 where actions are numbers
     low, high: the least and the greatest of each number of an action
+    drawable: whether it draws itself
     """
 
     name: str
@@ -56,10 +57,19 @@ class World:
     low: Numbers
     high: Numbers
     limit: int
+    drawable: bool
 
-    def open(self) -> Any:
-        """A copy of the environment, to be played."""
-        return _made(self.name, self.settings)
+    def open(self, *, drawn: bool = False) -> Any:
+        """A copy of the environment, to be played.
+
+        drawn: also to be drawn, where what a model sees is no picture already
+        Raises DataError where it can't be drawn.
+        """
+        if not drawn or self.picture:
+            return _made(self.name, self.settings)
+        if not self.drawable:
+            raise DataError(f"{self.name} can't be drawn: it has no rgb_array.")
+        return _made(self.name, {**self.settings, "render_mode": "rgb_array"})
 
     def facts(self) -> dict[str, Any]:
         """What decides, whoever acts, what is seen and what may be done."""
@@ -131,6 +141,7 @@ def opened(
         low,
         high,
         limit or ENDLESS,
+        "rgb_array" in here.metadata.get("render_modes", ()),
     )
     one = world.seen(space.sample(), space)
     here.close()

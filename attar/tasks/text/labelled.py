@@ -35,6 +35,7 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
     """
 
     kind = "text.classification"
+    tag = "text-classification"
     noun = "texts"
     beside = "tokenizer"
 

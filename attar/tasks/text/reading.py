@@ -51,7 +51,7 @@ def read(
     path = Path(dataset).expanduser()
     if path.is_file():
         name = only or "train"
-        return {name: _table(str(path), _read_file(path), columns, name != "unlabelled")}
+        return {name: _table(str(path), whole(path), columns, name != "unlabelled")}
     if path.is_dir() and only is not None:
         raise DataError(f"{path} is a folder; give the one file to {only} on.")
     if path.is_dir():
@@ -67,7 +67,7 @@ def peek(dataset: str) -> Content:
     inside = sorted(path.iterdir()) if path.is_dir() else []
     stems = SPLITS["train"]
     train = [file for file in inside if file.name.split(".")[0].lower() in stems]
-    return _read_file(next((file for file in train if _reader(file)), path))
+    return whole(next((file for file in train if _reader(file)), path))
 
 
 def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
@@ -83,7 +83,7 @@ def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
             names = ", ".join(path.name for path in files)
             raise DataError(f"{folder} has more than one file for {split}: {names}; keep one.")
         if files:
-            content = _read_file(files[0])
+            content = whole(files[0])
             tables[split] = _table(str(files[0]), content, columns, split != "unlabelled")
     if "train" not in tables:
         listed = ", ".join(path.name for path in entries[:9]) or "nothing"
@@ -149,7 +149,8 @@ def _label(text: str | None) -> str | None:
     return None if text == "" or text.lower() == "nan" else text
 
 
-def _read_file(path: Path) -> Content:
+def whole(path: Path) -> Content:
+    """What one file holds, by its columns. Raises DataError where it can't be read."""
     reader = _reader(path)
     if reader is None:
         raise DataError(f"{path} is of no known kind; give csv, tsv, jsonl (or .gz), or parquet.")

@@ -42,6 +42,7 @@ class classification(Classification):  # noqa: N801  (a recipe names it)
     """
 
     kind = "vision.classification"
+    tag = "image-classification"
     noun = "pictures"
     beside = "preprocessing"
 
