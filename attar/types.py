@@ -111,13 +111,14 @@ class Batch:
 class Knowledge:
     """What a model makes of one batch; whoever produced it, it has this shape.
 
-    logits: (rows, classes) float
+    logits: (rows, classes) float; of a language model (rows, length, vocabulary), for which may
+        stand what is never as large: `attar.heads.Headed`, or from a store `attar.heads.Sparse`
     features: by layer path, each (rows, length, width), (rows, heads, length, length)
         or pooled (rows, width)
     mask: (rows, length) of 1 for what is real and 0 for padding; None where nothing is padded
     """
 
-    logits: Tensor
+    logits: Any
     features: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
 
