@@ -324,7 +324,8 @@ def _shares(here: Setting, model: nn.Module, inputs: Any) -> Tensor:
     rows = len(inputs)
     with evaluating(model):
         asked = Batch(inputs, torch.full((rows,), IGNORE), ("",) * rows)
-        return here.task.forward(model, asked).logits.cpu().softmax(1)
+        logits: Tensor = here.task.forward(model, asked).logits
+        return logits.cpu().softmax(1)
 
 
 def sentences(name: str, audit: Mapping[str, Any]) -> Iterable[str]:

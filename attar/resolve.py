@@ -237,6 +237,12 @@ def compares(function: Function) -> str:
     return next((kind for kind in said if kind in KINDS), "Logits")
 
 
+def rowwise(function: Function) -> bool:
+    """Whether a loss says of itself that it is a mean over rows, each seen by itself."""
+    whole = _whole(function)
+    return inspect.isfunction(whole) and "rowwise" in vars(whole)
+
+
 def _kind(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return text.rpartition(".")[2]

@@ -244,7 +244,8 @@ def how_kept(here: Setting) -> dict[str, Any]:
     """What a store keeps of an answer, as the options of `offline` say."""
     if here.plan.teach is None or not here.taught_by("offline"):
         return {}
-    return {name: chosen(here.plan.teach.function, name) for name in ("top", "features")}
+    names = ("top", "draws", "logits", "features")
+    return {name: chosen(here.plan.teach.function, name) for name in names}
 
 
 def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book: Book) -> None:

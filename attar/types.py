@@ -91,7 +91,12 @@ class Batch:
     @property
     def weight(self) -> int:
         """How many answers a mean over the batch is over: rows, or tokens to be learned."""
-        return len(self) if self.labels.dim() < 2 else int((self.labels != IGNORE).sum())
+        return int((self.labels != IGNORE).sum()) if self.by_token else len(self)
+
+    @property
+    def by_token(self) -> bool:
+        """Whether each token has a label; several values of a row are no tokens."""
+        return self.labels.dim() > 1 and not self.labels.is_floating_point()
 
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the rows, as a batch."""
@@ -117,13 +122,14 @@ class Batch:
 class Knowledge:
     """What a model makes of one batch; whoever produced it, it has this shape.
 
-    logits: (rows, classes) float; of language models (rows, length, vocabulary)
+    logits: (rows, classes) float; of a language model (rows, length, vocabulary), for which may
+        stand what is never as large: `attar.heads.Headed`, or from a store `attar.heads.Sparse`
     features: by layer path, each (rows, length, width), (rows, heads, length, length)
         or pooled (rows, width)
     mask: (rows, length) of 1 for what is real and 0 for padding; None where nothing is padded
     """
 
-    logits: Tensor
+    logits: Any
     features: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
 

@@ -130,6 +130,16 @@ class Undrawn(Drawn):
         raise RuntimeError("no brush\nand more")
 
 
+class Remembers(Line):
+    """The same; its first step goes where the last one of the episode before went."""
+
+    last = 0
+
+    def moved(self, action: Any) -> float:
+        action, self.last = (self.last if self.steps == 0 else action), action
+        return super().moved(action)
+
+
 class Crashes(Line):
     """It falls over in its third step."""
 
@@ -160,6 +170,7 @@ class Many(Line):
     action_space: Any = spaces.MultiDiscrete([2, 2])
 
 
-kinds = (Line, Numbers, Later, Dict, Pixels, Bits, Drawn, Undrawn, Crashes, Unpaid, Blind, Many)
+kinds: tuple[Any, ...] = (Line, Numbers, Later, Dict, Pixels, Bits, Drawn, Undrawn)
+kinds += (Remembers, Crashes, Unpaid, Blind, Many)
 for kind in kinds:
     gymnasium.register(f"attar/{kind.__name__}-v0", entry_point=kind)

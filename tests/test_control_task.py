@@ -78,8 +78,9 @@ def test_parts_are_of_episodes_that_no_other_part_has() -> None:
     assert one.seeds("test", 9) == other.seeds("test", 9)
 
 
-def test_what_happens_in_an_episode_hangs_on_its_seed_and_not_on_its_neighbours() -> None:
-    world = opened(LINE, None, View())
+@pytest.mark.parametrize("name", [LINE, "attar/Remembers-v0"])
+def test_what_happens_in_an_episode_hangs_on_its_seed_and_not_on_its_neighbours(name: str) -> None:
+    world = opened(name, None, View())
 
     def right(shown: Any) -> Any:
         return np.ones(len(shown), int)

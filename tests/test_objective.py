@@ -32,7 +32,7 @@ from attar.losses import attention, feature, response
 from attar.students.convolutional import Cnn
 from attar.students.recurrent import Lstm
 from attar.taps import tapped
-from attar.types import Batch, Knowledge, Lesson
+from attar.types import Batch, Knowledge, Lesson, Played
 
 LOSSES = resolve.names("attar.losses")
 VOCABULARY, CLASSES, HEADS, LONGEST = 30, 6, 2, 7
@@ -107,8 +107,13 @@ def width(name: str) -> int:
     return 8 if name in ONE_WIDTH else 16
 
 
-def labelled(name: str, batch: Batch) -> Batch:
-    """With a number for each answer, where the loss is one for numbers."""
+def suited(name: str, batch: Batch) -> Batch:
+    """With what a loss asks of a batch: a number for each answer, or what the student did."""
+    if name in ("policy.ppo", "policy.proximal_kl"):
+        rows = len(batch)
+        done = torch.arange(rows) % CLASSES
+        better = torch.linspace(-1, 1, rows)
+        return replace(batch, played=Played(torch.zeros(rows, CLASSES), done, better, better))
     if name != "response.regression":
         return batch
     return replace(batch, labels=torch.linspace(-1, 1, len(batch))[:, None].repeat(1, CLASSES))
@@ -138,7 +143,7 @@ def test_every_loss_trains_a_small_bert_from_a_larger(name: str, accumulate: int
     asked = partial(forward, layers=list(layers.values()))
     # Angles need three rows even in half a batch.
     batches = [batch_of(LONGEST, 3, 5, 4, 2, 3), batch_of(2, 5, 5, 1, 3, 6)] * 2
-    batches = [labelled(name, batch) for batch in batches]
+    batches = [suited(name, batch) for batch in batches]
     distill.train(
         student,
         teach.online(batches, [teacher], asked),
@@ -160,7 +165,7 @@ def test_every_loss_has_its_recipes_name_in_a_loop_of_ones_own(name: str) -> Non
     loss = LOSSES[name]
     student, teacher = bert(2, 8, dropout=0.0), bert(4, width(name), seed=1)
     layers = paired(student, teacher, loss)
-    batch = labelled(name, batch_of(4, 3, 2))
+    batch = suited(name, batch_of(4, 3, 2))
     lesson = Lesson(batch, teach.ask(teacher, batch, partial(forward, layers=[*layers.values()])))
     ours = partial(forward, layers=[*layers])
     terms = [term(loss, 2.0, layers=layers or None, **options(loss))]

@@ -227,7 +227,10 @@ def test_fewer_bytes_are_fewer_bytes(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         ({"features": "fp8"}, "features can be kept in fp32, fp16, bf16, int8, not in 'fp8'"),
-        ({"logits": "int8"}, "logits can be kept in fp32, fp16, bf16, not in 'int8'"),
+        ({"logits": "fp8"}, "logits can be kept in fp32, fp16, bf16, int8, not in 'fp8'"),
+        ({"logits": "int8"}, "those of a few classes: say how many .`top`, `draws`., or keep them"),
+        ({"draws": 0}, "draws is how many classes are drawn: 1 or more, not 0"),
+        ({"draws": 4, "logits": "bf16"}, "draws are kept in eight bits, not in bf16: leave it out"),
         ({"top": 0}, "top is how many classes are kept: 1 or more, not 0"),
     ],
 )
@@ -393,7 +396,7 @@ def test_a_newer_or_unknown_format_is_refused_in_a_sentence(
     del facts["sha256"]
     (tmp_path / MANIFEST).write_bytes(sealed({**facts, "new": [1], **change}))
     for opened in (lambda: Store.open(tmp_path, TEACHER), lambda: Store.found(tmp_path)):
-        with pytest.raises(StoreError, match=r"reads .* up to format 2: install a newer attar"):
+        with pytest.raises(StoreError, match=r"reads .* up to format 3: install a newer attar"):
             opened()
 
 
@@ -402,7 +405,7 @@ def test_a_format_that_is_too_old_is_refused_in_a_sentence(
 ) -> None:
     first_format(tmp_path / "old")
     monkeypatch.setattr("attar.store.manifest.OLDEST", 2)
-    with pytest.raises(StoreError, match=r"format 1, and this attar reads formats 2 to 2"):
+    with pytest.raises(StoreError, match=r"format 1, and this attar reads formats 2 to 3"):
         Store.open(tmp_path / "old", TEACHER)
 
 

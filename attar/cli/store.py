@@ -90,9 +90,18 @@ def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     parts = {name: shape for name, shape in facts["form"].items() if name not in ("keys", "mask")}
     for name, shape in parts.items():
         yield name, " x ".join("length" if n < 0 else str(n) for n in shape) or "a number"
-    kept, top = facts["kept"], facts["kept"]["top"]
+    kept, top, draws = facts["kept"], facts["kept"]["top"], facts["kept"].get("draws")
     cut = "" if top is None else f", the top {top} of each row"
-    yield "kept", f"logits {kept['logits']}{cut}; features {kept['features']}"
+    cut += "" if draws is None else f", {draws} drawn of {'all' if top is None else 'the others'}"
+    form = kept["logits"] if draws is None else "int8"
+    yield "kept", f"logits {form}{cut}; features {kept['features']}"
+    if told := facts.get("quality"):
+        kl, cosine, mass = (f"{told[name]:.3g}" for name in ("kl", "cosine", "mass"))
+        yield (
+            "quality",
+            f"{told['bytes_per_token']:.1f} bytes a token; known one by one {mass} of the mass, KL"
+            f" of what is kept from the whole {kl}, cosine of its gradient {cosine}",
+        )
     yield "format", f"{facts['version']}, by {facts['created_by']}"
     for name, fact in facts["teacher"].items():
         many = f"{len(fact)}: {', '.join(map(str, fact))}" if isinstance(fact, list) else str(fact)

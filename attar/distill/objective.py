@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attar.distill.bridges import Layer, Pair, linear, meet, together
 from attar.errors import LayerError, RecipeError, nearest
-from attar.resolve import asks, compares, name_of
+from attar.heads import Headed, Sparse, dense, in_chunks
+from attar.resolve import asks, compares, name_of, rowwise
 from attar.resolve import options as options_of
 from attar.types import IGNORE, Knowledge, Lesson
 
@@ -142,12 +143,12 @@ class Objective(nn.Module):
         self, student: Knowledge, lesson: Lesson, progress: float = 0.0
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss (a scalar) of the student's knowledge of a lesson, and each term's own value."""
-        total = student.logits.new_zeros((), dtype=torch.float32)
+        total = torch.zeros((), device=student.logits.device)
         parts: dict[str, float] = {}
         teacher = None if lesson.teacher is None else _trimmed(lesson.teacher)
         student = whole = _trimmed(student)
         labels = lesson.batch.labels.to(student.logits.device)
-        if labels.dim() > 1:
+        if lesson.batch.by_token:
             student, teacher, labels = _by_token(student, teacher, labels)
         available = {
             "labels": labels,
@@ -279,7 +280,10 @@ def _made(each: Term, pair: Pair) -> nn.Module:
 
 def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, Any]) -> Tensor:
     try:
-        return function(**given)
+        large = [name for name, value in given.items() if isinstance(value, Headed | Sparse)]
+        if large and rowwise(function):
+            return in_chunks(function, given)
+        return function(**{**given, **{name: dense(given[name]) for name in large}})
     except ValueError as error:
         raise RecipeError(f"The loss {name} can't be had: {error}") from error
 

@@ -17,7 +17,8 @@ def strip(film: Mapping[str, Any]) -> str:
     if film["why"]:
         return f'<p class="quiet">{escape(film["why"])}</p>'
     told = (
-        f"The episode of seed {film['seed']} of {film['environment']}, at the same steps of each."
+        f"One episode of {film['environment']}, of seed {film['seed']}, at the same steps of each. "
+        "What all episodes return on the mean stands with every model."
     )
     figured = "".join(_strip(row, film["steps"]) for row in film["rows"])
     return f'<p class="quiet">{escape(told)}</p>{figured}'

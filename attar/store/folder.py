@@ -12,8 +12,8 @@ from attar.errors import StoreError
 from attar.store.files import damaged, publish, shard_files, shard_name, sweep
 from attar.store.index import ABSENT, Index, row_of, shard_of
 from attar.store.keys import Digest, canonical, digest_of, sha
-from attar.store.manifest import agreed, difference, found, read
-from attar.store.precision import Coded, Float, Kept, decoded, encoded
+from attar.store.manifest import agreed, difference, found, noted, read
+from attar.store.precision import Coded, Kept, decoded, encoded, probed
 from attar.store.rows import LENGTH, Form, Rows, gathered
 from attar.store.shards import Note, Shard, encode, refusal
 from attar.types import Knowledge
@@ -41,6 +41,7 @@ class Store:
         self._mapped: OrderedDict[int, None] = OrderedDict()
         self._buffer: dict[Digest, Rows] = {}
         self._buffered = 0
+        self._quality: dict[str, float] = {}
 
     @classmethod
     def open(
@@ -49,7 +50,8 @@ class Store:
         teacher: Mapping[str, Any],
         *,
         top: int | None = None,
-        logits: Float = "fp32",
+        draws: int | None = None,
+        logits: Coded = "fp32",
         features: Coded = "fp16",
         shard_bytes: int = 16 << 20,
         shard_rows: int = 4096,
@@ -58,13 +60,14 @@ class Store:
 
         teacher: the fingerprint of whoever answers, as JSON
         top: how many classes of each row are kept, the most likely ones; None for all
+        draws: how many are drawn of all others, or where `top` is None of all
         logits, features: what they are kept in; `get` gives float32 whatever was kept
         shard_bytes, shard_rows: a shard is written as soon as it reaches either
 
         StoreError where the folder holds the knowledge of another teacher, keeps it otherwise, or
         is damaged.
         """
-        store = cls(folder, agreed(folder, teacher, Kept(logits, top, features)))
+        store = cls(folder, agreed(folder, teacher, Kept(logits, top, features, draws)))
         store._limits = shard_bytes, shard_rows
         sweep(folder)
         store.refresh()
@@ -136,9 +139,11 @@ class Store:
         if not keys:
             return
         digests = [digest_of(key) for key in keys]
-        form, rows = encoded(knowledge, _width(digests, knowledge), self.kept)
+        form, rows = encoded(knowledge, _checked(digests, knowledge), self.kept)
         self._agree(form, "this batch")
         every = rows.each()
+        if self.kept.packs and "quality" not in self.manifest and not self._quality:
+            self._quality = probed(knowledge, every, form, self.kept)
         for position in self.missing(keys):
             self._add(digests[position], every[position])
 
@@ -147,7 +152,7 @@ class Store:
 
         What was kept without padding is padded with zeros to the longest row asked; the mask
         (rows, length) int64 is there if the rows were put with one. Of logits kept by their top,
-        the mass of all others is spread evenly over them.
+        the mass of all others is spread evenly over them; packed ones (int8, draws) are `Sparse`.
         StoreError where a key is not here, or the shard that holds it is damaged.
         """
         digests = [digest_of(key) for key in keys]
@@ -176,6 +181,8 @@ class Store:
             path = self.folder / shard_name(sha(data))
             publish(path, data)
             self._admit(path)
+            if self._quality and "quality" not in self.manifest:
+                self.manifest = noted(self.folder, self._quality)
 
     def refresh(self) -> None:
         """See the shards that other processes wrote since."""
@@ -237,10 +244,10 @@ class Store:
                     self._buffered -= self._buffer.pop(digest).size
 
 
-def _width(digests: Sequence[Digest], knowledge: Knowledge) -> int:
+def _checked(digests: Sequence[Digest], knowledge: Knowledge) -> Sequence[Digest]:
     parts = [knowledge.logits, *knowledge.features.values()]
     parts += [] if knowledge.mask is None else [knowledge.mask]
     rows, widths = {len(digests), *map(len, parts)}, {len(digest) for digest in digests}
     if len(rows) > 1 or len(widths) > 1:
         raise StoreError("keys, logits, features and mask need as many rows, and keys one length")
-    return widths.pop()
+    return digests

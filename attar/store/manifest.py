@@ -13,8 +13,10 @@ from attar.store.files import MANIFEST, damaged, publish, shard_files
 from attar.store.keys import canonical, sha
 from attar.store.precision import Kept
 
-FORMAT, VERSION, OLDEST = "attar knowledge store", 2, 1
+FORMAT, VERSION, OLDEST = "attar knowledge store", 3, 1
 """What attar writes, and the oldest version of it that attar still reads."""
+_UNPACKED = 2
+"""The version that says all of a folder in which no answers are packed."""
 
 
 def agreed(folder: Path, teacher: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
@@ -25,7 +27,8 @@ def agreed(folder: Path, teacher: Mapping[str, Any], kept: Kept) -> dict[str, An
         raise StoreError(f"the fingerprint is not JSON ({error}): give plain facts") from error
     asked = {"teacher": facts, "kept": kept.facts()}
     if not (folder / MANIFEST).exists():
-        sealed = {"format": FORMAT, "version": VERSION, "created_by": _creator(), **asked}
+        version = VERSION if kept.packs else _UNPACKED
+        sealed = {"format": FORMAT, "version": version, "created_by": _creator(), **asked}
         publish(folder / MANIFEST, _render(sealed))
     found = read(folder)
     unlike = difference({name: found[name] for name in asked}, asked)
@@ -35,6 +38,12 @@ def agreed(folder: Path, teacher: Mapping[str, Any], kept: Kept) -> dict[str, An
             " or delete this one to ask the teacher again"
         )
     return found
+
+
+def noted(folder: Path, quality: Mapping[str, float]) -> dict[str, Any]:
+    """The manifest of a folder, which from now on says how good what it keeps is."""
+    publish(folder / MANIFEST, _render({**unread(folder), "quality": dict(quality)}))
+    return read(folder)
 
 
 def found(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

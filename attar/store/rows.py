@@ -19,6 +19,9 @@ from attar.types import Knowledge
 LENGTH = -1
 """In the shape of a row: a dimension as long as that row's text."""
 
+SIZE = -2
+"""In the shape of a row: as many bytes as its part `sizes` says."""
+
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Form = dict[str, Shape]
@@ -52,7 +55,7 @@ class Rows:
     def each(self) -> list[Self]:
         """Every row by itself."""
         split = {
-            name: torch.split_with_sizes(self.parts[name], _counts(shape, self.lengths).tolist())
+            name: torch.split_with_sizes(self.parts[name], self._counts(shape).tolist())
             for name, shape in self.shapes.items()
         }
         kind = type(self)
@@ -66,14 +69,20 @@ class Rows:
     def bits(self, name: str, position: int) -> Array:
         """A part of one row, flat and without its padding; bfloat16 as the integers of its bits."""
         fixed, depth = self._steps[name]
-        if depth == 0:
+        if depth == 0 and SIZE not in self.shapes[name]:
             return self._arrays[name][fixed * position : fixed * (position + 1)]
-        ends = self._ends[depth]
+        ends = self._ends[SIZE if SIZE in self.shapes[name] else depth]
         return self._arrays[name][fixed * ends[position] : fixed * ends[position + 1]]
 
     def length(self, position: int) -> int:
         """How long the text of one row is."""
         return int(self._lengths[position])
+
+    def _counts(self, shape: Shape) -> Tensor:
+        """(rows,): how many numbers each has of a part of this shape."""
+        if SIZE in shape:
+            return self.parts["sizes"].long()
+        return _fixed(shape) * self.lengths.long() ** shape.count(LENGTH)
 
     @cached_property
     def _lengths(self) -> Array:
@@ -91,7 +100,9 @@ class Rows:
     def _ends(self) -> dict[int, Array]:
         """Where each row begins and ends, were every place one number: by how ragged a part is."""
         depths = {depth for _, depth in self._steps.values()}
-        counts = {depth: _counts((LENGTH,) * depth, self.lengths) for depth in depths - {0}}
+        counts = {depth: self._counts((LENGTH,) * depth) for depth in depths - {0}}
+        if "sizes" in self.parts:
+            counts[SIZE] = self._counts((SIZE,))
         return {depth: pad(count.cumsum(0), (1, 0)).numpy() for depth, count in counts.items()}
 
 
@@ -99,7 +110,7 @@ def gathered(picks: Sequence[tuple[Rows, int]]) -> tuple[dict[str, Tensor], Tens
     """Rows from here and there, each a position in some rows, padded with zeros to the longest.
 
     Gives every part as (rows, *shape), floats and codes of one byte as float32, other whole numbers
-    as int64; and (rows, longest) of bool, which places are real.
+    as int64, bytes as bytes; and (rows, longest) of bool, which places are real.
     """
     first, _ = picks[0]
     lengths = [rows.length(position) for rows, position in picks]
@@ -107,7 +118,10 @@ def gathered(picks: Sequence[tuple[Rows, int]]) -> tuple[dict[str, Tensor], Tens
     parts = {
         name: _padded(picks, name, _sized(shape, longest), lengths)
         for name, shape in first.shapes.items()
+        if SIZE not in shape
     }
+    for name in first.shapes.keys() - parts.keys():
+        parts[name] = _padded(picks, name, (int(parts["sizes"].max()),), parts["sizes"].tolist())
     return parts, torch.arange(longest) < torch.tensor(lengths)[:, None]
 
 
@@ -120,12 +134,14 @@ def _padded(
     batch = np.zeros((len(picks), *size), _bits(first.parts[name]).dtype)
     for number, (rows, position) in enumerate(picks):
         values = rows.bits(name, position)
-        if LENGTH in shape:
+        if LENGTH in shape or SIZE in shape:
             own = _sized(shape, lengths[number])
             batch[number][tuple(map(slice, own))] = values.reshape(own)
         else:
             batch[number] = values.reshape(shape)
     part = torch.from_numpy(batch).view(dtype)
+    if dtype == torch.uint8:
+        return part
     return part.float() if dtype.is_floating_point or dtype == torch.int8 else part.long()
 
 
@@ -163,8 +179,8 @@ def _row_shape(name: str, shape: Shape, length: int | None) -> Shape:
     )
 
 
-def named(knowledge: Knowledge) -> dict[str, Tensor]:
-    """The parts of knowledge, each under the name it has on disk."""
+def named(knowledge: Knowledge) -> dict[str, Any]:
+    """The parts of knowledge, each under the name it has on disk; logits may be Headed."""
     features = {f"feature:{path}": feature for path, feature in knowledge.features.items()}
     return {"logits": knowledge.logits, **features}
 
@@ -208,13 +224,9 @@ def _around(shape: Shape) -> tuple[Shape, Shape]:
     return shape[:end], shape[end:]
 
 
-def _counts(shape: Shape, lengths: Tensor) -> Tensor:
-    return _fixed(shape) * lengths.long() ** shape.count(LENGTH)
-
-
 def _fixed(shape: Shape) -> int:
-    return math.prod(size for size in shape if size != LENGTH)
+    return math.prod(size for size in shape if size not in (LENGTH, SIZE))
 
 
 def _sized(shape: Shape, length: int) -> Shape:
-    return tuple(length if size == LENGTH else size for size in shape)
+    return tuple(length if size in (LENGTH, SIZE) else size for size in shape)

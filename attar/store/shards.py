@@ -18,7 +18,7 @@ from attar.store.files import damaged, shard_name
 from attar.store.index import Digests
 from attar.store.keys import canonical, sha
 from attar.store.precision import Kept
-from attar.store.rows import LENGTH, Form, Rows
+from attar.store.rows import LENGTH, SIZE, Form, Rows
 
 _FIRST = {True: torch.float32, False: torch.float16}
 """What the first format kept logits in, and all else; where asked to, it kept them otherwise."""
@@ -59,7 +59,7 @@ def encode(digests: Sequence[bytes], rows: Rows, note: Note) -> bytes:
     }
     for name, shape in rows.shapes.items():
         part = rows.parts[name]
-        tensors[name] = part if LENGTH in shape else part.view(len(rows), *shape)
+        tensors[name] = part if LENGTH in shape or SIZE in shape else part.view(len(rows), *shape)
     return bytes(save(tensors, {"attar": canonical(note.sealed(keys)).decode()}))
 
 

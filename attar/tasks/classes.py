@@ -68,7 +68,7 @@ class Classification(Task):
 
         Of mixed examples each label counts by its share (Zhang et al., mixup, ICLR 2018).
         """
-        logits = knowledge.logits
+        logits: Tensor = knowledge.logits
         share = torch.zeros(len(batch)) if batch.mixed is None else batch.mixed.share
         said = [(batch.labels, 1 - share)]
         said += [] if batch.mixed is None else [(batch.mixed.labels, share)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ def offline(
     *,
     store: str | None = None,
     top: Count | None = None,
+    draws: Count | None = None,
+    logits: Coded = "fp32",
     features: Coded = "fp16",
 ) -> Iterator[Lesson]:
     """The teacher is asked once for each example; every later epoch and run reads it from disk.
@@ -46,10 +48,14 @@ def offline(
     store: the folder of the knowledge; each teacher has its own below it
     top: classes kept of each example, the most likely ones; the mass of all others is kept as one
         number, and given back spread evenly over them
+    draws: classes drawn of all others, or without a top of all; on average they say what the
+        teacher says, for the losses kl and soft_cross_entropy at temperature 1
+    logits: what they are kept in; int8 keeps a top in a byte or two a class, of any vocabulary
     features: what the layers are kept in; int8 has a scale for each vector
     """
     teacher, folder = only(teachers), store_folder(store, cache)
-    with open_store(folder, teacher, facts or {}, top=top, features=features) as known:
+    kept: dict[str, Any] = {"top": top, "draws": draws, "logits": logits, "features": features}
+    with open_store(folder, teacher, facts or {}, **kept) as known:
         for batch in batches:
             if missing := known.missing(batch.keys):
                 _learn(known, batch.some(missing), teacher, forward)
@@ -83,40 +89,38 @@ def store_folder(store: str | None, cache: Path | None) -> Path:
 
 
 def open_store(
-    folder: str | Path,
-    teacher: nn.Module,
-    facts: dict[str, Any],
-    *,
-    top: int | None = None,
-    features: Coded = "fp16",
+    folder: str | Path, teacher: nn.Module, facts: dict[str, Any], **kept: Any
 ) -> knowledge_store.Store:
-    """The store of one teacher below a folder; other teachers have theirs beside it."""
+    """The store of one teacher below a folder; other teachers have theirs beside it.
+
+    kept: how exactly, as the options of `Store.open` say
+    """
     fingerprint = knowledge_store.fingerprint(teacher, **facts)
-    place = Path(folder) / _name(fingerprint, top, features)
-    return knowledge_store.Store.open(place, fingerprint, top=top, features=features)
+    place = Path(folder) / _name(fingerprint, kept)
+    return knowledge_store.Store.open(place, fingerprint, **kept)
 
 
 def found_store(
-    folder: str | Path,
-    teacher: nn.Module,
-    facts: dict[str, Any],
-    *,
-    top: int | None = None,
-    features: Coded = "fp16",
+    folder: str | Path, teacher: nn.Module, facts: dict[str, Any], **kept: Any
 ) -> knowledge_store.Store | None:
     """The store of one teacher where it has been asked before; nothing is made."""
     fingerprint = knowledge_store.fingerprint(teacher, **facts)
-    place = Path(folder) / _name(fingerprint, top, features)
+    place = Path(folder) / _name(fingerprint, kept)
     if not (place / knowledge_store.MANIFEST).is_file():
         return None
-    return knowledge_store.Store.open(place, fingerprint, top=top, features=features)
+    return knowledge_store.Store.open(place, fingerprint, **kept)
 
 
-def _name(fingerprint: dict[str, Any], top: int | None, features: Coded) -> str:
+def _name(fingerprint: dict[str, Any], kept: Mapping[str, Any]) -> str:
     """A store's folder: whose it is, and where it is less than what a store keeps, how much."""
     whose = knowledge_store.key(repr(sorted(fingerprint.items())))[:12]
-    cut = "" if top is None else f"-top{top}"
-    return whose + cut + ("" if features == "fp16" else f"-{features}")
+    usual = knowledge_store.Kept()
+    cuts = [f"-{name}{kept[name]}" for name in ("top", "draws") if kept.get(name) is not None]
+    if kept.get("logits", usual.logits) != usual.logits:
+        cuts.append(f"-logits-{kept['logits']}")
+    if kept.get("features", usual.features) != usual.features:
+        cuts.append(f"-{kept['features']}")
+    return whose + "".join(cuts)
 
 
 def ask(teacher: nn.Module, batch: Batch, forward: Forward) -> Knowledge:

@@ -50,7 +50,7 @@ class Wish:
     def classes(self, like: Tensor) -> int:
         """How many the teacher tells apart."""
         example = unlabelled(torch.zeros_like(like[:1], device=self.device), [0])
-        return ask(self.teacher, example, self.forward).logits.shape[1]
+        return len(ask(self.teacher, example, self.forward).logits[0])
 
     def cost(self, inputs: Tensor, classes: Tensor) -> Tensor:
         """A scalar with a gradient for the inputs (rows, ...), wanted to be of these classes."""

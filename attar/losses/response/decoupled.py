@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .softening import Logits, divergence, log_answers, soften, targets
+from .softening import Answers, Logits, divergence, log_answers, rowwise, soften, targets, whole
 
 
+@rowwise
 def dkd(
     student: Logits,
-    teacher: Logits,
+    teacher: Answers,
     labels: Tensor,
     *,
     alpha: float = 1.0,
@@ -29,18 +30,20 @@ def dkd(
     Raises ValueError if the temperature is not positive.
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (α TCKD + β NCKD).
     """
-    target = F.one_hot(targets(labels, teacher), student.shape[-1]).bool()
+    told = whole(teacher)
+    target = F.one_hot(targets(labels, told), student.shape[-1]).bool()
     soft_student = soften(student, temperature, standardize)
-    soft_teacher = soften(teacher.detach(), temperature, standardize)
+    soft_teacher = soften(told, temperature, standardize)
     in_student, in_teacher = (_in_target(soft, target) for soft in (soft_student, soft_teacher))
     others, wanted = (_others(soft, target) for soft in (soft_student, soft_teacher))
     both = alpha * divergence(in_teacher, in_student) + beta * divergence(wanted, others)
     return temperature**2 * both.mean()
 
 
+@rowwise
 def nkd(
     student: Logits,
-    teacher: Logits,
+    teacher: Answers,
     labels: Tensor,
     *,
     gamma: float = 1.5,
@@ -56,11 +59,11 @@ def nkd(
     Source: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation, ICCV 2023
     (NKD, γ = 1.5).
     """
-    teacher = teacher.detach()
-    target = F.one_hot(targets(labels, teacher), student.shape[-1]).bool()
-    in_target = (log_answers(teacher, 1).exp() * log_answers(student, 1))[target]
+    told = whole(teacher)
+    target = F.one_hot(targets(labels, told), student.shape[-1]).bool()
+    in_target = (log_answers(told, 1).exp() * log_answers(student, 1))[target]
     others = _others(soften(student, temperature), target)
-    wanted = _others(soften(teacher, temperature), target).exp()
+    wanted = _others(soften(told, temperature), target).exp()
     return -(in_target + gamma * temperature**2 * (wanted * others).sum(-1)).mean()
 
 

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .softening import Logits, divergence, log_answers, soften
+from .softening import Answers, Logits, divergence, log_answers, rowwise, soften, whole
 
 
-def wttm(student: Logits, teacher: Logits, *, temperature: float = 4.0) -> Tensor:
+@rowwise
+def wttm(student: Logits, teacher: Answers, *, temperature: float = 4.0) -> Tensor:
     """Σ teacher^(1/T) · KL(softened teacher ‖ student): the teacher alone has a temperature.
 
     The sum over the classes weighs a row: it is the larger the less sure the teacher is. Not least
@@ -20,15 +21,16 @@ def wttm(student: Logits, teacher: Logits, *, temperature: float = 4.0) -> Tenso
     Source: Zheng and Yang, Knowledge Distillation Based on Transformed Teacher Matching,
     ICLR 2024 (WTTM, there γ = 1/T).
     """
-    powers = soften(log_answers(teacher.detach(), 1), temperature)
+    powers = soften(log_answers(whole(teacher), 1), temperature)
     weight = powers.logsumexp(-1)
     apart = divergence(powers - weight[:, None], log_answers(student, 1))
     return (weight.exp() * apart).mean()
 
 
+@rowwise
 def taid(
     student: Logits,
-    teacher: Logits,
+    teacher: Answers,
     progress: float,
     *,
     start: float = 0.4,
@@ -45,7 +47,7 @@ def taid(
     if not 0 <= start <= 1:
         raise ValueError(f"start is {start}, not in [0, 1]")
     way = start + (1 - start) * progress
-    between = torch.lerp(student.detach().float(), teacher.detach().float(), way)
+    between = torch.lerp(student.detach().float(), whole(teacher).float(), way)
     log_student = log_answers(student, temperature)
     return temperature**2 * divergence(log_answers(between, temperature), log_student).mean()
 

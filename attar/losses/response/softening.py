@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 Logits: TypeAlias = Tensor  # (rows, classes)
+
+
+class Few(Protocol):
+    """What a teacher says of a few classes of each row, in place of logits of very many."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the logits: (rows, classes)."""
+
+    def dense(self) -> Tensor:
+        """Logits as far as they are known; ValueError where that is not enough for any."""
+
+    def estimate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes (rows, entries), what each one's probability is above a floor, floor (rows,)."""
+
+
+Answers: TypeAlias = Tensor | Few
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 UNKNOWN = -100
 # A spread below this is rounding, not knowledge; dividing by less would send back gradients
@@ -16,6 +35,20 @@ UNKNOWN = -100
 FLAT = 1e-3
 # What a quotient is divided by at the least, where only 0/0 has to be kept away.
 TINY = 1e-12
+
+
+def rowwise(loss: Loss) -> Loss:
+    """Says of a loss that it is a mean over rows, each seen by itself: chunks of them will do."""
+    vars(loss)["rowwise"] = True
+    return loss
+
+
+def whole(teacher: Answers) -> Tensor:
+    """The teacher's logits, through which no gradient can flow.
+
+    Raises ValueError where it says so little that there are none.
+    """
+    return teacher.detach() if isinstance(teacher, Tensor) else teacher.dense()
 
 
 def soften(logits: Tensor, temperature: float | Tensor, standardize: bool = False) -> Tensor:
@@ -30,7 +63,12 @@ def soften(logits: Tensor, temperature: float | Tensor, standardize: bool = Fals
         logits = logits - logits.mean(-1, keepdim=True)
         variance = logits.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
         logits = logits / variance.clamp_min(FLAT**2).sqrt()
-    return logits / temperature
+    # Of a large vocabulary a division by one would be one more tensor as large.
+    return (
+        logits
+        if isinstance(temperature, float | int) and temperature == 1
+        else logits / temperature
+    )
 
 
 def log_answers(logits: Tensor, temperature: float | Tensor, standardize: bool = False) -> Tensor:

@@ -6,7 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import kl
-from .softening import TINY, Logits, divergence, labelled, log_answers, mean_over_known, targets
+from .softening import (
+    TINY,
+    Answers,
+    Logits,
+    divergence,
+    labelled,
+    log_answers,
+    mean_over_known,
+    rowwise,
+    targets,
+    whole,
+)
 
 
 def weighted(
@@ -36,7 +47,8 @@ def weighted(
     return hard * mean_over_known(told) + soft * taught
 
 
-def wsl(student: Logits, teacher: Logits, labels: Tensor, *, temperature: float = 2.0) -> Tensor:
+@rowwise
+def wsl(student: Logits, teacher: Answers, labels: Tensor, *, temperature: float = 2.0) -> Tensor:
     """T² w KL(teacher ‖ student), w = 1 - exp(-student's cross-entropy / teacher's) of each row.
 
     An example that the student already knows better than the teacher counts little. The weights
@@ -48,11 +60,12 @@ def wsl(student: Logits, teacher: Logits, labels: Tensor, *, temperature: float 
     Source: Zhou et al., Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance
     Tradeoff Perspective, ICLR 2021.
     """
-    teacher, told = teacher.detach(), targets(labels, teacher)
+    said = whole(teacher)
+    told = targets(labels, said)
     mine = F.cross_entropy(student.detach().float(), told, reduction="none")
-    its = F.cross_entropy(teacher.float(), told, reduction="none")
+    its = F.cross_entropy(said.float(), told, reduction="none")
     weight = -(-mine / its.clamp_min(TINY)).expm1()
-    apart = divergence(log_answers(teacher, temperature), log_answers(student, temperature))
+    apart = divergence(log_answers(said, temperature), log_answers(student, temperature))
     return temperature**2 * (weight * apart).mean()
 
 

@@ -60,23 +60,25 @@ def play(
     """
     waiting = deque(seeds)
     done: list[Episode] = []
-    seats = [Seat(world) for _ in range(min(SIDE_BY_SIDE, len(seeds)))]
+    seats: list[Seat] = []
     try:
         while True:
             steps = sum(len(episode.rewards) for episode in done)
-            for seat in seats:
-                if seat.episode is None and waiting and (enough is None or steps < enough):
-                    seat.begin(waiting.popleft())
-            acting = [seat for seat in seats if seat.episode is not None]
-            if not acting:
+            while waiting and len(seats) < SIDE_BY_SIDE and (enough is None or steps < enough):
+                # A new one for each: MinAtar remembers its last action beyond an episode's end.
+                seats.append(Seat(world))
+                seats[-1].begin(waiting.popleft())
+            if not seats:
                 break
-            shown = np.stack([seat.shown() for seat in acting])
+            shown = np.stack([seat.shown() for seat in seats])
             actions = answer(shown)
             others = other(shown) if other is not None and explore else None
-            for n, seat in enumerate(acting):
+            for n, seat in enumerate(list(seats)):
                 instead = None if others is None else others[n]
                 if (ended := seat.step(actions[n], explore, instead, keep)) is not None:
                     done.append(ended)
+                    seat.close()
+                    seats.remove(seat)
     finally:
         for seat in seats:
             seat.close()
