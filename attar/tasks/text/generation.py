@@ -233,7 +233,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with the token that comes next, the mean over those to be foretold."""
-        said = knowledge.logits
+        said: Tensor = knowledge.logits
         labels = batch.labels[:, : said.shape[1]].to(said.device)
         at = labels != IGNORE
         if not at.any():
@@ -311,7 +311,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     def _said(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""
-        answers = self.forward(model, batch).logits.cpu()
+        answers: Tensor = self.forward(model, batch).logits.cpu()
         return answers[batch.labels[:, : answers.shape[1]] != IGNORE]
 
     def _ordered(self, part: str) -> Sequence[int]:
