@@ -55,7 +55,7 @@ def folders(said: dict[str, Any], out: Path) -> dict[str, str]:
     step = here.plan.steps[0].function
     scheme = partial(lessons, here, found.teacher, found.taught)
     arms = [Arm("student", "train", scheme, found.taught.terms)]
-    arms += baseline_arms(here, found.teacher, scheme)
+    arms += baseline_arms(here, found.teacher, found.taught, scheme)
     kept = {
         arm.name: arm_folder(here, arm, found.student, step, found.teacher, found.taught).name
         for arm in arms

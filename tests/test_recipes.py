@@ -25,6 +25,10 @@ ROOT = Path(__file__).parent.parent
 EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
 COMPARISONS = [path for path in EVERY if "\narms:" in path.read_text(encoding="utf-8")]
 RECIPES = [path for path in EVERY if path not in COMPARISONS]
+TWINS = [
+    pytest.param(path, marks=[pytest.mark.slow] * ("schemes" in path.parts)) for path in RECIPES
+]
+"""The schemes are told by tests of their own: that each of their recipes runs takes minutes."""
 FEW = {"states": 200, "episodes": 10}
 
 
@@ -99,7 +103,7 @@ def test_every_recipe_resolves_and_opens_with_its_command(path: Path) -> None:
     assert resolved.steps
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=title)
+@pytest.mark.parametrize("path", TWINS, ids=title)
 def test_the_tiny_twin_of_every_recipe_runs_end_to_end(
     path: Path, bank: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
