@@ -25,11 +25,14 @@ ROOT = Path(__file__).parent.parent
 EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
 COMPARISONS = [path for path in EVERY if "\narms:" in path.read_text(encoding="utf-8")]
 RECIPES = [path for path in EVERY if path not in COMPARISONS]
+MORE = {"schemes", "pendulum.yaml", "representation.yaml", "minatar.yaml", "kickstart.yaml"}
 TWINS = [
-    pytest.param(path, marks=[pytest.mark.slow] * ("schemes" in path.parts)) for path in RECIPES
+    pytest.param(path, marks=[pytest.mark.slow] * (not MORE.isdisjoint(path.parts)))
+    for path in RECIPES
 ]
-"""The schemes are told by tests of their own: that each of their recipes runs takes minutes."""
-FEW = {"states": 200, "episodes": 10}
+"""Schemes and further agents have tests of their own: that each of their recipes runs takes
+minutes."""
+FEW = {"states": 200, "episodes": 4}
 
 
 def title(path: Path) -> str:
