@@ -97,9 +97,8 @@ class Subject:
         rows = self.covered(here, "validation")
         if not len(rows):
             return None
-        return self.answers(here, "validation").numpy(), here.task.audited().labels("validation")[
-            rows
-        ]
+        labels = here.task.audited().labels("validation")[rows]
+        return self.answers(here, "validation").numpy(), labels
 
     def temperature(self, here: Setting) -> float | None:
         """What its logits are to be divided by; None where none is best."""

@@ -215,7 +215,7 @@ def _lacking(said: str) -> tuple[str, str]:
 
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+    return lines[0].rstrip(".?")
 
 
 def _actions(name: str, space: Any) -> tuple[int, int, Numbers, Numbers]:
