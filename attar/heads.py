@@ -158,7 +158,10 @@ class Sparse:
             )
         known = self.ids[..., : self.head]
         whole = self._evenly().log()[..., None].repeat(*(1 for _ in self.rest.shape), self.classes)
-        return whole.scatter_(-1, known, self.weights[..., : self.head].log())
+        told = self.weights[..., : self.head].log()
+        # Several entries may name one class, all but one of them empty.
+        lone = torch.full_like(whole, -torch.inf).scatter_reduce_(-1, known, told, "amax")
+        return torch.where(lone > -torch.inf, lone, whole)
 
     def _evenly(self) -> Tensor:
         return self.rest / max(1, self.classes - self.head)

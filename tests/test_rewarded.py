@@ -64,7 +64,7 @@ class Wavering(nn.Module):
 
 def test_returns_are_the_discounted_rewards_of_what_was_done() -> None:
     task, here = stage()
-    played = here.play(Wavering(), 16).played
+    played = here.play(Wavering(), 16, engine()).played
     assert played is not None
     actions = played.actions.view(16, 3).numpy()
     wanted = np.zeros((16, 3))
@@ -97,7 +97,7 @@ def test_where_an_episode_is_cut_off_the_critic_tells_what_was_to_come() -> None
             return self.three.expand(len(observation), 1)
 
     here.critic = Three()
-    batch = here.play(Home(), 8)
+    batch = here.play(Home(), 8, engine())
     assert batch.played is not None
     place = [float(each) for each in batch.inputs[:, 0]]
     away = abs(place[-1]) - abs(place[-1] + (2 * int(batch.played.actions[-1]) - 1))
@@ -107,7 +107,7 @@ def test_where_an_episode_is_cut_off_the_critic_tells_what_was_to_come() -> None
 
 def test_the_critic_learns_what_came_of_the_states() -> None:
     _, here = stage(environments=8, trace=0.9)
-    batch = here.play(Home(), 32)
+    batch = here.play(Home(), 32, engine())
     assert batch.played is not None
 
     def error() -> float:
@@ -145,12 +145,13 @@ def test_numbers_are_drawn_around_their_means_within_the_bounds_that_losses_know
 def test_a_stage_goes_on_amid_its_episodes_after_a_crash(name: str) -> None:
     model = Home(spread=name != LINE)
     _, whole = stage(name)
-    whole.learn_(whole.play(model, 5), engine())  # an episode has eight steps
+    for _ in range(2):  # an episode has eight steps: it is amid its second
+        whole.learn_(whole.play(model, 5, engine()), engine())
     state = whole.state_dict()
     _, again = stage(name)
     again.load_state_dict(dict(state))
     for _ in range(3):
-        one, other = whole.play(model, 5), again.play(model, 5)
+        one, other = whole.play(model, 5, engine()), again.play(model, 5, engine())
         assert torch.equal(one.inputs, other.inputs)
         for mine, its in zip(*(vars(each.played).values() for each in (one, other)), strict=True):
             assert torch.equal(mine, its)

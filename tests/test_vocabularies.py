@@ -68,9 +68,21 @@ def test_few_classes_are_carried_by_their_tokens() -> None:
 
 
 def test_what_the_teacher_has_no_token_for_it_never_says() -> None:
-    logits: Tensor = carried(torch.randn(4, 3), torch.tensor([2, -1, 0]))  # type: ignore[assignment]
-    assert logits.softmax(-1)[:, 1].max() < 1e-40
-    assert response.kl(torch.randn(4, 3), logits).isfinite()
+    for far in (0.0, -150.0, 150.0):  # logits have no zero of their own
+        said, index = torch.randn(4, 3) + far, torch.tensor([2, -1, 0])
+        logits: Tensor = carried(said, index)  # type: ignore[assignment]
+        assert logits.softmax(-1)[:, 1].max() < 1e-40
+        assert response.kl(torch.randn(4, 3), logits).isfinite()
+        head = Headed(torch.eye(4), said.T.contiguous())
+        shares = carried(head, index).dense().softmax(-1)  # type: ignore[union-attr]
+        assert shares[:, 1].max() < 1e-40
+        torch.testing.assert_close(shares[:, [2, 0]], said[:, [0, 2]].softmax(-1))
+
+
+def test_an_empty_entry_of_a_class_that_is_gone_hides_no_other() -> None:
+    few = Sparse(torch.tensor([[0, 2]]), torch.tensor([[0.9, 0.0]]), torch.tensor([0.1]), 2, 3)
+    moved = carried(few, torch.tensor([0, 1, -1]))
+    assert moved.dense()[0, 0].exp() == pytest.approx(0.9)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

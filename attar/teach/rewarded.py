@@ -20,7 +20,7 @@ CRITIC: dict[str, Any] = {"mlp": {"widths": [64, 64], "activation": "tanh"}}
 class Stage(Protocol):
     """Where a model acts and is rewarded, a stretch at a time; its critic learns beside it."""
 
-    def play(self, model: nn.Module, steps: int, /) -> Batch: ...
+    def play(self, model: nn.Module, steps: int, engine: Engine, /) -> Batch: ...
 
     def learn_(self, batch: Batch, engine: Engine, /) -> None: ...
 
@@ -76,7 +76,7 @@ def rewarded(
         engine.track("stretch", met)
         for batch in batches:
             if met.left < len(batch):
-                met.begin(here.play(student, stretch), passes)
+                met.begin(here.play(student, stretch, engine), passes)
             own = met.part(len(batch))
             yield Lesson(own, None if teacher is None else ask(teacher, own, forward))
             here.learn_(own, engine)

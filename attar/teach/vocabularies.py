@@ -14,7 +14,8 @@ from attar.heads import Headed, Sparse
 SAME = 0.99
 """Share of the larger vocabulary that has to be in the other one: few tokens may be added."""
 NEVER = -100.0
-"""The logit of a class that the teacher does not have: a probability of zero with a finite log."""
+"""How far below the others the logit of a class lies that the teacher does not have: its probability
+is zero, with a finite log."""
 _SHOWN = 3
 """Tokens, or ranges of ids, that a sentence names."""
 
@@ -71,12 +72,18 @@ def carried(logits: Tensor | Headed | Sparse, index: Tensor) -> Tensor | Headed 
     index = index.to(logits.device)
     none, at = index < 0, index.clamp_min(0)
     if isinstance(logits, Headed):
-        weight = logits.weight[at].masked_fill(none[:, None], 0)
+        weight = logits.weight[at]
+        if logits.bias is None and not none.any():
+            return Headed(logits.states, weight)
         bias = weight.new_zeros(len(at)) if logits.bias is None else logits.bias[at]
-        plain = logits.bias is None and not none.any()
-        return Headed(logits.states, weight, None if plain else bias.masked_fill(none, NEVER))
+        # Far below the mean of the others: logits have no zero of their own.
+        weight = torch.where(none[:, None], weight[~none].mean(0), weight)
+        bias = torch.where(none, bias[~none].mean() + NEVER, bias)
+        return Headed(logits.states, weight, bias)
     if isinstance(logits, Tensor):
-        return logits[..., at].masked_fill(none, NEVER)
+        kept = logits[..., at]
+        low = kept.masked_fill(none, -torch.inf).amax(-1, keepdim=True) + NEVER
+        return torch.where(none, low, kept)
     back = torch.full((logits.classes,), -1, device=index.device)
     back[at[~none]] = (~none).nonzero()[:, 0]
     ids = back[logits.ids]

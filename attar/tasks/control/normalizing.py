@@ -49,7 +49,8 @@ def beside(agent: Path) -> Normalized | None:
 
     Raises ModelError where the file is none of `VecNormalize`, or is about observations in parts.
     """
-    places = [folder / name for folder in (agent.parent, agent.with_suffix("")) for name in FILES]
+    # Its own folder first: what lies beside it may be another agent's.
+    places = [folder / name for folder in (agent.with_suffix(""), agent.parent) for name in FILES]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return None

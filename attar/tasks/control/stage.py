@@ -52,19 +52,21 @@ class Stage:
         self.stretches = self.begun = 0
         self.done: list[list[Numbers]] = [[] for _ in range(environments)]
         self.seats = [Seat(task.world) for _ in range(environments)]
-        self.seeds = [self._begin(seat) for seat in self.seats]
+        self.seeds = [self._begin(number) for number in range(environments)]
 
-    def play(self, model: nn.Module, steps: int) -> Batch:
+    def play(self, model: nn.Module, steps: int, engine: Engine) -> Batch:
         """The next so many steps of each copy: what was seen, done and earned.
 
         What is done is drawn from the model's answers, by numbers that hang on the stretch alone.
+        It answers in the number format that it learns in: else it would differ from itself.
         """
         random = np.random.default_rng([self.stretches, *self.task.seeds("rewarded", 1)])
         self.stretches += 1
         seen, said, did, worth, paid, over = ([] for _ in range(6))  # type: ignore[var-annotated]
         for _ in range(steps):
             shown = self._shown()
-            answers = self.task.said(model, torch.from_numpy(shown))
+            with engine.autocast():
+                answers = self.task.said(model, torch.from_numpy(shown))
             actions = self.task.drawn(answers, random)
             came = [self._step(n, action) for n, action in enumerate(actions)]
             for kept, each in ((seen, shown), (said, answers.numpy()), (did, actions)):
@@ -119,17 +121,23 @@ class Stage:
         self.stretches, self.begun = state["counts"]
         self.scale, self.seeds = state["scale"], list(state["seeds"])
         self.done = [list(each.numpy()) for each in state["done"]]
-        for seat, seed, done in zip(self.seats, self.seeds, self.done, strict=True):
-            seat.begin(seed)
+        for number, (seed, done) in enumerate(zip(self.seeds, self.done, strict=True)):
+            self._open(number, seed)
             for action in done:
-                seat.step(action, 0.0, None, keep=False)
+                self.seats[number].step(action, 0.0, None, keep=False)
 
-    def _begin(self, seat: Seat) -> int:
-        """Begin the next episode; gives its seed."""
+    def _begin(self, number: int) -> int:
+        """Begin the next episode in one copy; gives its seed."""
         (seed,) = self.task.seeds("rewarded", 1, self.begun)
         self.begun += 1
-        seat.begin(seed)
+        self._open(number, seed)
         return seed
+
+    def _open(self, number: int, seed: int) -> None:
+        """Begin an episode in a copy of its own: some remember beyond an episode's end."""
+        self.seats[number].close()
+        self.seats[number] = Seat(self.task.world)
+        self.seats[number].begin(seed)
 
     def _step(self, number: int, action: Numbers) -> tuple[float, bool]:
         """Act in one copy: the reward, and whether the episode is over; then the next begins.
@@ -145,7 +153,7 @@ class Stage:
         reward = running.rewards[-1]
         if not running.ended:
             reward += self.discount * float(self._told(seat.shown()[None])[0])
-        self.seeds[number], self.done[number] = self._begin(seat), []
+        self.seeds[number], self.done[number] = self._begin(number), []
         return reward, True
 
     def _shown(self) -> Numbers:
