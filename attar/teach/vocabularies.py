@@ -14,8 +14,8 @@ from attar.heads import Headed, Sparse
 SAME = 0.99
 """Share of the larger vocabulary that has to be in the other one: few tokens may be added."""
 NEVER = -100.0
-"""How far below the others the logit of a class lies that the teacher does not have: its probability
-is zero, with a finite log."""
+"""How far below the others the logit of a class lies that the teacher does not have: it has a
+probability of zero, with a finite log."""
 _SHOWN = 3
 """Tokens, or ranges of ids, that a sentence names."""
 
