@@ -17,7 +17,8 @@ from attar.report import Row
 from attar.setting import Setting
 from attar.tasks import text
 
-NAME = "bag_of_words"
+BAG = "bag_of_words"
+"""The name of its row."""
 
 
 def floor(here: Setting, part: str, *, timed: bool) -> dict[str, Any] | None:
@@ -30,13 +31,13 @@ def floor(here: Setting, part: str, *, timed: bool) -> dict[str, Any] | None:
     if not isinstance(here.task, text.classification):
         return None
     key = arms.key(here.task.digest(), here.task.hash_of(part))
-    file = here.cache / "answers" / f"{NAME}-{key}.safetensors"
+    file = here.cache / "answers" / f"{BAG}-{key}.safetensors"
     if not timed:
         with suppress(OSError, SafetensorError), safe_open(file, "np") as kept:
-            return {**json.loads(kept.metadata()[NAME]), "predicted": kept.get_tensor("predicted")}
+            return {**json.loads(kept.metadata()[BAG]), "predicted": kept.get_tensor("predicted")}
     found = bag_of_words(here.task, part)
     told = {name: found[name] for name in found if name not in ("predicted", "answer")}
-    written(save({"predicted": found["predicted"]}, {NAME: json.dumps(told)}), file)
+    written(save({"predicted": found["predicted"]}, {BAG: json.dumps(told)}), file)
     return found
 
 
@@ -48,13 +49,13 @@ def row_of(
 ) -> Row:
     """Its row in the report, with what was measured of it and was asked for."""
     return Row(
-        name=NAME,
+        name=BAG,
         runtime=floor["runtime"],
         score=floor["score"],
         metrics=floor["metrics"],
         parameters=floor["parameters"] if "parameters" in wanted else None,
         size_bytes=floor["size_bytes"] if "size" in wanted else None,
-        latency_ms=times.get(NAME),
-        energy_j=joules.get(NAME),
+        latency_ms=times.get(BAG),
+        energy_j=joules.get(BAG),
         note="its time includes cutting into words",
     )

@@ -25,7 +25,7 @@ from attar import auditing, measure
 from attar.auditing import Subject
 from attar.cards import write_cards
 from attar.export import executorch_file, onnx_file, openvino_file
-from attar.floor import floor, row_of
+from attar.floor import BAG, floor, row_of
 from attar.lineage import facts, teachers
 from attar.measure.comparing import answer, emulated, row
 from attar.measure.cost import WARM_UP
@@ -151,8 +151,8 @@ def assemble(here: Setting, book: Book, entries: Sequence[Entry], started: float
     ]
     if words is not None:
         rows.append(row_of(words, times, joules, wanted))
-        book.seconds["bag_of_words"] = words["seconds"]
-        predicted["bag_of_words"] = words["predicted"]
+        book.seconds[BAG] = words["seconds"]
+        predicted[BAG] = words["predicted"]
     if predicted:
         _keep(here, predicted)
     book.plan["budget"] = {each.name: _budget(book, each) for each in entries if each.trainings}
@@ -286,7 +286,7 @@ def answers(
         for tokens in timing.tokens
     }
     if words is not None and timing.batch == 1 and timing.tokens == (None,):
-        found["bag_of_words", None] = words["answer"]
+        found[BAG, None] = words["answer"]
     return found
 
 

@@ -51,8 +51,8 @@ class Stage:
         self.scale = 0.0
         self.stretches = self.begun = 0
         self.done: list[list[Numbers]] = [[] for _ in range(environments)]
-        self.seats = [Seat(task.world) for _ in range(environments)]
-        self.seeds = [self._begin(number) for number in range(environments)]
+        self.seeds = [self._next() for _ in range(environments)]
+        self.seats = [self._opened(seed) for seed in self.seeds]
 
     def play(self, model: nn.Module, steps: int, engine: Engine) -> Batch:
         """The next so many steps of each copy: what was seen, done and earned.
@@ -121,23 +121,23 @@ class Stage:
         self.stretches, self.begun = state["counts"]
         self.scale, self.seeds = state["scale"], list(state["seeds"])
         self.done = [list(each.numpy()) for each in state["done"]]
-        for number, (seed, done) in enumerate(zip(self.seeds, self.done, strict=True)):
-            self._open(number, seed)
+        self.close()
+        self.seats = [self._opened(seed) for seed in self.seeds]
+        for seat, done in zip(self.seats, self.done, strict=True):
             for action in done:
-                self.seats[number].step(action, 0.0, None, keep=False)
+                seat.step(action, 0.0, None, keep=False)
 
-    def _begin(self, number: int) -> int:
-        """Begin the next episode in one copy; gives its seed."""
+    def _next(self) -> int:
+        """The seed of the next episode."""
         (seed,) = self.task.seeds("rewarded", 1, self.begun)
         self.begun += 1
-        self._open(number, seed)
         return seed
 
-    def _open(self, number: int, seed: int) -> None:
-        """Begin an episode in a copy of its own: some remember beyond an episode's end."""
-        self.seats[number].close()
-        self.seats[number] = Seat(self.task.world)
-        self.seats[number].begin(seed)
+    def _opened(self, seed: int) -> Seat:
+        """An episode begun in a copy of its own: some remember beyond an episode's end."""
+        seat = Seat(self.task.world)
+        seat.begin(seed)
+        return seat
 
     def _step(self, number: int, action: Numbers) -> tuple[float, bool]:
         """Act in one copy: the reward, and whether the episode is over; then the next begins.
@@ -153,7 +153,9 @@ class Stage:
         reward = running.rewards[-1]
         if not running.ended:
             reward += self.discount * float(self._told(seat.shown()[None])[0])
-        self.seeds[number], self.done[number] = self._begin(number), []
+        seat.close()
+        self.seeds[number], self.done[number] = self._next(), []
+        self.seats[number] = self._opened(self.seeds[number])
         return reward, True
 
     def _shown(self) -> Numbers:
