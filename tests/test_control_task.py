@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from attar import export, students, tasks
 from attar.errors import DataError, ModelError, RecipeError
-from attar.tasks.control.playing import Episode, interval, play
+from attar.tasks.control.playing import Episode, play
 from attar.tasks.control.worlds import View, opened
+from attar.tasks.intervals import interval
 
 LINE = "attar/Line-v0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, MissingExtra, nearest
@@ -15,6 +16,11 @@ SPLITS = {
     "unlabelled": ("unlabelled", "unlabeled", "pool"),
 }
 """Names that the files, folders and splits of a dataset go by."""
+
+
+def named_after(split: str, path: Path) -> bool:
+    """Whether a file is named after a split, whatever its endings."""
+    return path.name.split(".")[0].lower() in SPLITS[split]
 
 
 @dataclass(frozen=True)

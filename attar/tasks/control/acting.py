@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from attar.errors import RecipeError
 from attar.tasks.control.filming import film
-from attar.tasks.control.playing import interval, play, returns
+from attar.tasks.control.playing import play, returns
 from attar.tasks.control.stage import Stage
 from attar.tasks.control.states import States
 from attar.tasks.control.worlds import Numbers, View, opened
+from attar.tasks.intervals import interval
 from attar.types import Batch, Count, Knowledge, Moment
 
 SPREAD = (-3.0, 2.0)

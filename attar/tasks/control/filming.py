@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from attar.errors import DataError, MissingExtra
 from attar.tasks.control.playing import Answer, Seat, play
 from attar.tasks.control.worlds import Numbers, World
+from attar.tasks.tables import reason
 
 SCREEN = "SDL_VIDEODRIVER"
 """Where SDL, by which environments draw, is told what its screen is."""
@@ -104,8 +105,8 @@ def _drawn(seat: Seat) -> Numbers:
             warnings.simplefilter("ignore")
             picture = np.asarray(seat.environment.render())
     except Exception as error:  # an environment may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{name} could not be drawn: {reason}.") from error
+        said = reason(error).rstrip(".")
+        raise DataError(f"{name} could not be drawn: {said}.") from error
     if picture.ndim != 3 or picture.shape[2] != 3:
         raise DataError(f"{name} draws nothing.")
     return picture.astype(np.uint8)

@@ -13,6 +13,7 @@ from attar.errors import EngineError, MissingExtra, RecipeError
 from attar.tasks.control import agents
 from attar.tasks.control.playing import Seat
 from attar.tasks.control.worlds import Numbers, World
+from attar.tasks.tables import reason
 
 Algorithm = Literal["ppo", "a2c", "dqn", "sac", "td3", "ddpg"]
 Watch = Callable[[Mapping[str, Any]], None]
@@ -69,7 +70,7 @@ def agent(
             **given,
         )
     except (TypeError, ValueError, AssertionError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = reason(error).rstrip(".")
         raise RecipeError(f"{algorithm} can't be set so: {said}.") from error
 
 
@@ -118,7 +119,7 @@ def learn(
     try:
         learner.learn(total_timesteps=steps, callback=Looks())
     except (ValueError, RuntimeError, FloatingPointError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = reason(error).rstrip(".")
         raise EngineError(f"The agent could not be trained: {said}.") from error
     trained = network(learner, world)
     if best:

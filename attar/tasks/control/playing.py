@@ -168,17 +168,6 @@ def returns(episodes: Sequence[Episode]) -> Numbers:
     return np.array([episode.total for episode in episodes])
 
 
-def interval(values: Numbers, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean (percentiles of the means of samples drawn anew).
-
-    Source: Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics 1979.
-    """
-    random = np.random.default_rng(seed)
-    means = values[random.integers(len(values), size=(draws, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def steps(episodes: Sequence[Episode]) -> Iterator[Numbers]:
     """All that was seen in some episodes, step by step."""
     for episode in episodes:

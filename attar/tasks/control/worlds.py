@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from attar.errors import DataError, MissingExtra, RecipeError
+from attar.tasks.tables import reason
 
 Numbers = np.ndarray[Any, Any]
 
@@ -171,7 +172,8 @@ def _made(name: str, settings: Mapping[str, Any]) -> Any:
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingExtra(*_lacking(str(error)), name) from error
     except Exception as error:  # an environment may raise anything
-        raise DataError(f"There is no environment {name!r}: {_reason(error)}.") from error
+        said = reason(error).rstrip(".?")
+        raise DataError(f"There is no environment {name!r}: {said}.") from error
     finally:
         gymnasium.logger.min_level = before
 
@@ -211,11 +213,6 @@ def _unlogged() -> Iterator[None]:
 def _lacking(said: str) -> tuple[str, str]:
     """The library that an environment lacks, and attar's extra with it."""
     return ("Box2D", "box2d") if "box2d" in said.lower() else ("a library", "control")
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".?")
 
 
 def _actions(name: str, space: Any) -> tuple[int, int, Numbers, Numbers]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from attar.errors import DataError
 from attar.tasks.splitting import HELD_OUT
-from attar.tasks.tables import SPLITS
+from attar.tasks.tables import SPLITS, named_after
 from attar.tasks.text import reading
 
 ANSWERS = ("response", "completion", "answer", "output")
@@ -83,8 +83,8 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder by the splits they are named after; all train where none is."""
     known = [path for path in sorted(folder.iterdir()) if reading.known(path) or _plain(path)]
     found = {
-        split: [path for path in known if path.name.split(".")[0].lower() in stems]
-        for split, stems in SPLITS.items()
+        split: [path for path in known if named_after(split, path)]
+        for split in SPLITS
         if split != "unlabelled"
     }
     if not any(found.values()):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attar.errors import DataError, ModelError
 from attar.store import key
 from attar.taps import evaluating, tapped
+from attar.tasks.intervals import interval
 from attar.tasks.loading import device_of, logits
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
@@ -28,9 +29,6 @@ AT_ONCE = 1024
 
 BESIDE = 2048
 """Tokens over which a model's answers are compared with its teacher's."""
-
-DRAWS = 2000
-"""Samples that an interval is the middle of."""
 
 
 class generation(Task):  # noqa: N801  (a recipe names it)
@@ -258,7 +256,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         lost, right, count = np.array([found[self._keys[n]] for n in self._part(part)]).T
         each, nats = -lost * len(count) / count.sum(), float(lost.sum() / count.sum())
         written = sum(self._rows[n].written for n in self._part(part))
-        low, high = _interval(-lost, count)
+        low, high = interval(-lost, count)
         return each, {
             "score": -nats,
             "low": low,
@@ -342,10 +340,3 @@ def _told(said: Knowledge, batch: Batch) -> list[tuple[float, int, int]]:
         lost = float(F.cross_entropy(told, truth, reduction="sum").double())
         found.append((lost, int((told.argmax(1) == truth).sum()), len(truth)))
     return found
-
-
-def _interval(sums: Worths, counts: Worths) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean over tokens, whole rows drawn anew (Efron 1979)."""
-    drawn = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
-    return float(low), float(high)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attar.errors import DataError, MissingExtra, nearest
-from attar.tasks.tables import SPLITS, Table, column_of, hub, named, names_of, reason
+from attar.tasks.tables import SPLITS, Table, column_of, hub, named, named_after, names_of, reason
 
 USUAL = {
     "text": ("sentence", "question", "query", "utterance", "content", "document", "review"),
@@ -65,8 +65,7 @@ def peek(dataset: str) -> Content:
     """What a file, or the training file of a folder, holds before its columns have a meaning."""
     path = Path(dataset).expanduser()
     inside = sorted(path.iterdir()) if path.is_dir() else []
-    stems = SPLITS["train"]
-    train = [file for file in inside if file.name.split(".")[0].lower() in stems]
+    train = [file for file in inside if named_after("train", file)]
     return whole(next((file for file in train if _reader(file)), path))
 
 
@@ -78,12 +77,8 @@ def known(path: Path) -> bool:
 def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Table]:
     entries = sorted(folder.iterdir())
     tables = {}
-    for split, stems in SPLITS.items():
-        files = [
-            path
-            for path in entries
-            if path.name.split(".")[0].lower() in stems and _reader(path) is not None
-        ]
+    for split in SPLITS:
+        files = [path for path in entries if named_after(split, path) and known(path)]
         if len(files) > 1:
             names = ", ".join(path.name for path in files)
             raise DataError(f"{folder} has more than one file for {split}: {names}; keep one.")

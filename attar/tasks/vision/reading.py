@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from attar.errors import DataError, MissingExtra, nearest
-from attar.tasks.tables import SPLITS, column_of, hub, names_of, reason
+from attar.tasks.tables import SPLITS, column_of, hub, named_after, names_of, reason
 
 PICTURES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"),
@@ -91,12 +91,11 @@ def read(
 def _read_folder(folder: Path, columns: dict[str, str]) -> dict[str, Album]:
     """A file per split, a folder per split, or nothing but classes, all of them to train on."""
     albums = {}
-    for split, stems in SPLITS.items():
+    for split in SPLITS:
         found = [
             path
             for path in sorted(folder.iterdir())
-            if path.name.split(".")[0].lower() in stems
-            and (path.is_dir() or path.suffix.lower() in _READERS)
+            if named_after(split, path) and (path.is_dir() or path.suffix.lower() in _READERS)
         ]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
