@@ -16,7 +16,7 @@ from attar.engine import local
 from attar.errors import AttarError, ModelError, RecipeError
 from attar.recipe import ROOMS, Piece
 from attar.resolve import ask, asks, bind, chosen, find
-from attar.setting import Setting
+from attar.setting import Book, Setting
 from attar.store import fingerprint
 
 LIBRARIES = ("package", "timm", "torchvision")
@@ -149,6 +149,13 @@ def build_student(here: Setting, teacher: nn.Module | None, seed: int | None = N
     torch.manual_seed(here.recipe.seed if seed is None else seed)
     also = {"teacher": teacher, **here.task.offers}
     return made(here, here.plan.student, also=also)
+
+
+def tell_how_it_reads(here: Setting, teacher: nn.Module | None, book: Book) -> None:
+    """Say and write down what proves that the teacher means the same tokens as the task."""
+    if teacher is not None and (proof := here.task.understood(teacher)):
+        here.screen.say(f"The teacher's tokens: {proof}.")
+        book.plan["tokens"] = proof
 
 
 def check_other(here: Setting, there: Setting, recipe: str) -> None:

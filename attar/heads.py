@@ -167,6 +167,51 @@ class Sparse:
         return self.rest / max(1, self.classes - self.head)
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """What a teacher says in tokens of its own, at places of the student's text.
+
+    It is known where a token of either ends at the same byte: behind it both tell what comes next,
+    each in tokens of its own.
+
+    logits: (..., its classes); known: (...,) of bool, where there are any
+    nearest: gives (its classes,) int64, the student's class that each of its comes nearest to
+    """
+
+    logits: Tensor | Headed | Sparse
+    known: Tensor
+    nearest: Callable[[], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def __getitem__(self, places: Any) -> Foreign:
+        """Of some places, all the classes."""
+        return Foreign(self.logits[places], self.known[places], self.nearest)
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the logits, (..., its classes)."""
+        return self.logits.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.logits.device
+
+    def dim(self) -> int:
+        """How many dimensions the logits have."""
+        return self.logits.dim()
+
+    def to(self, device: torch.device) -> Foreign:
+        """The same on another device."""
+        return Foreign(self.logits.to(device), self.known.to(device), self.nearest)
+
+    def detach(self) -> Foreign:
+        """The same, through which no gradient can flow."""
+        return Foreign(self.logits.detach(), self.known, self.nearest)
+
+
 def in_chunks(
     loss: Callable[..., Tensor], given: Mapping[str, Any], rows: int | None = None
 ) -> Tensor:
@@ -224,6 +269,8 @@ def _cut(value: Any, part: slice, whole: int) -> Any:
     """Some rows of what has as many as there are; of states what their head makes of them."""
     if isinstance(value, Headed):
         return value[part].dense()
+    if isinstance(value, Foreign):
+        return Foreign(_cut(value.logits, part, whole), value.known[part], value.nearest)
     if isinstance(value, Sparse) or (
         isinstance(value, Tensor) and value.dim() > 0 and len(value) == whole
     ):

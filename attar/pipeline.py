@@ -26,6 +26,7 @@ from attar.casting import (
     load,
     made,
     teacher_kept,
+    tell_how_it_reads,
 )
 from attar.compressing import called, check_step, compressed, for_compressors, in_short, made_by
 from attar.distill import Term
@@ -86,6 +87,7 @@ def _followed(here: Setting, started: float) -> Report:
     book = Book()
     _rehearse(here)
     teacher = find_teacher(here, book)
+    tell_how_it_reads(here, teacher, book)
     here = here.with_states(teacher)
     student = build_student(here, teacher)
     taught = teaching(here, teacher, student, book)

@@ -243,6 +243,11 @@ def rowwise(function: Function) -> bool:
     return inspect.isfunction(whole) and "rowwise" in vars(whole)
 
 
+def foreign(function: Function) -> bool:
+    """Whether a loss takes a teacher with classes of its own: its annotation says `Foreign`."""
+    return "Foreign" in str(inspect.get_annotations(_whole(function)).get("teacher", ""))
+
+
 def _kind(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return text.rpartition(".")[2]

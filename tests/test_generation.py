@@ -206,7 +206,7 @@ def test_a_model_with_another_tokenizer_is_refused(make: Make) -> None:
     words = model.tokenizer.get_vocab()
     model.tokenizer.add_tokens(["brand-new"])
     assert len(model.tokenizer) > len(words)
-    with pytest.raises(ModelError, match="reads other tokens"):
+    with pytest.raises(ModelError, match="XX"):
         make().load(model)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from attar.errors import RecipeError
 from attar.heads import Headed, Sparse, in_chunks
 from attar.losses import response
-from attar.teach.vocabularies import carried, matched
+from attar.tasks.text.vocabularies import carried, matched
 
 COUNT = 300
 TEACHER = {f"t{number}": number for number in range(COUNT)}

@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from attar.distill.bridges import Layer, Pair, linear, meet, together
 from attar.errors import LayerError, RecipeError, nearest
-from attar.heads import Headed, Sparse, dense, in_chunks
-from attar.resolve import asks, compares, name_of, rowwise
+from attar.heads import Foreign, Headed, Sparse, dense, in_chunks
+from attar.resolve import asks, compares, foreign, name_of, rowwise
 from attar.resolve import options as options_of
 from attar.types import IGNORE, Knowledge, Lesson
 
@@ -136,6 +136,7 @@ class Objective(nn.Module):
         for each, name in zip(self.terms, self._names, strict=True):
             if each.needs_teacher and teacher is None:
                 raise RecipeError(f"The loss {each.name} needs a teacher, and nobody teaches.")
+            _check_tokens(each, student, teacher)
             for key, pair in _pairs(each, student, teacher).items():
                 self._prepare(each, name, key, pair)
 
@@ -146,26 +147,22 @@ class Objective(nn.Module):
         total = torch.zeros((), device=student.logits.device)
         parts: dict[str, float] = {}
         teacher = None if lesson.teacher is None else _trimmed(lesson.teacher)
-        student = whole = _trimmed(student)
+        student = _trimmed(student)
+        available = {"knowledge": student, "batch": lesson.batch, "progress": progress}
         labels = lesson.batch.labels.to(student.logits.device)
-        if lesson.batch.by_token:
-            student, teacher, labels = _by_token(student, teacher, labels)
-        available = {
-            "labels": labels,
-            "knowledge": whole,
-            "batch": lesson.batch,
-            "progress": progress,
-        }
+        met = _Met(student, teacher, labels)
+        met = met.by_token() if lesson.batch.by_token else met
+        common = met.common()
         for each, name, asked in zip(self.terms, self._names, self._asked, strict=True):
-            values = []
-            for key, pair in _pairs(each, student, teacher).items():
-                given = available | self._bridged(each, key, pair)
+            values, its = [], common if each.needs_teacher else met
+            for key, pair in _pairs(each, its.student, its.teacher).items():
+                given = available | {"labels": its.labels} | self._bridged(each, key, pair)
                 state = _state_key(name, key)
                 loss = self.losses[state] if each.has_state else each.function_at(progress)
                 values.append(
                     _compared(each.name, loss, {k: given[k] for k in asked if k in given})
                 )
-            value = torch.stack(values).mean()
+            value = torch.stack(values).mean() * its.share
             total = total + each.weight_at(progress) * value
             parts[name] = float(value.detach())
         return total, parts
@@ -281,7 +278,7 @@ def _made(each: Term, pair: Pair) -> nn.Module:
 def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, Any]) -> Tensor:
     try:
         large = [name for name, value in given.items() if isinstance(value, Headed | Sparse)]
-        if large and rowwise(function):
+        if rowwise(function) and (large or isinstance(given.get("teacher"), Foreign)):
             return in_chunks(function, given)
         return function(**{**given, **{name: dense(given[name]) for name in large}})
     except ValueError as error:
@@ -293,24 +290,63 @@ def _trimmed(knowledge: Knowledge) -> Knowledge:
     return knowledge.rows(0, len(knowledge.logits))
 
 
-def _by_token(
-    student: Knowledge, teacher: Knowledge | None, labels: Tensor
-) -> tuple[Knowledge, Knowledge | None, Tensor]:
-    """Both sides' logits (tokens, vocabulary) where a token is to be learned, and those tokens.
-
-    Raises RecipeError where the two answer for other tokens.
-    """
-    labels = labels[:, : student.logits.shape[1]]
-    at = labels != IGNORE
-    sides = [student] if teacher is None else [student, teacher]
-    if len({side.logits.shape for side in sides}) > 1:
-        one, other = (tuple(side.logits.shape) for side in sides)
+def _check_tokens(each: Term, student: Knowledge, teacher: Knowledge | None) -> None:
+    """Raises RecipeError where one side answers in other tokens, and the loss can't take that."""
+    if isinstance(student.logits, Foreign):
         raise RecipeError(
-            f"The student's answers {one} and the teacher's {other} are not of the same tokens; "
-            "give both the same tokenizer."
+            "The student reads other tokens than the task's tokenizer writes; give the task the "
+            "student's own tokenizer: the teacher may have another."
         )
-    flat = [replace(side, logits=side.logits[at.to(side.logits.device)]) for side in sides]
-    return flat[0], flat[1] if teacher is not None else None, labels[at]
+    its = teacher is not None and isinstance(teacher.logits, Foreign)
+    if its and each.needs_teacher and not foreign(each.function):
+        raise RecipeError(
+            f"The loss {each.name} compares class by class, and the teacher answers in other "
+            "tokens than the student; take response.mined or response.uld, which don't, or a "
+            "teacher with the task's tokenizer."
+        )
+
+
+class _Met(NamedTuple):
+    """Both sides where they are compared, with the labels there.
+
+    share: of all the answers that a mean over them is to be over, how many these are
+    """
+
+    student: Knowledge
+    teacher: Knowledge | None
+    labels: Tensor
+    share: float = 1.0
+
+    def by_token(self) -> _Met:
+        """The logits (tokens, vocabulary) where a token is to be learned, and those tokens.
+
+        Raises RecipeError where the two answer for other tokens.
+        """
+        labels = self.labels[:, : self.student.logits.shape[1]]
+        at = labels != IGNORE
+        sides = [side for side in (self.student, self.teacher) if side is not None]
+        alike = 2 if isinstance(sides[-1].logits, Foreign) else 3
+        if len({side.logits.shape[:alike] for side in sides}) > 1:
+            one, other = (tuple(side.logits.shape) for side in sides)
+            raise RecipeError(
+                f"The student's answers {one} and the teacher's {other} are not of the same tokens;"
+                " give both the same tokenizer."
+            )
+        flat = [replace(side, logits=side.logits[at.to(side.logits.device)]) for side in sides]
+        return _Met(flat[0], None if self.teacher is None else flat[1], labels[at])
+
+    def common(self) -> _Met:
+        """Of these, where a teacher that answers in tokens of its own has something to say.
+
+        Elsewhere nothing is lost, so that the parts of a lesson add up to the whole.
+        """
+        if self.teacher is None or not isinstance(self.teacher.logits, Foreign):
+            return self
+        known = self.teacher.logits.known
+        at = known.to(self.labels.device)
+        mine = replace(self.student, logits=self.student.logits[at])
+        its = replace(self.teacher, logits=self.teacher.logits[known])
+        return _Met(mine, its, self.labels[at], int(known.sum()) / max(1, len(known)))
 
 
 def _pairs(each: Term, student: Knowledge, teacher: Knowledge | None) -> dict[str, Pair]:

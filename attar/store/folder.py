@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from attar.errors import StoreError
 from attar.store.files import damaged, publish, shard_files, shard_name, sweep
+from attar.store.foreign import apart, joined
 from attar.store.index import ABSENT, Index, row_of, shard_of
 from attar.store.keys import Digest, canonical, digest_of, sha
 from attar.store.manifest import agreed, difference, found, noted, read
@@ -138,7 +139,7 @@ class Store:
         """
         if not keys:
             return
-        digests = [digest_of(key) for key in keys]
+        digests, knowledge = [digest_of(key) for key in keys], apart(knowledge, self.folder)
         form, rows = encoded(knowledge, _checked(digests, knowledge), self.kept)
         self._agree(form, "this batch")
         every = rows.each()
@@ -168,7 +169,7 @@ class Store:
                 f" {absent[:1]}: ask the teacher for the rows in `missing` and put them first"
             )
         picks = [self._pick(*each) for each in zip(digests, places, strict=True)]
-        return decoded(*gathered(picks), self._form, self.kept)
+        return joined(decoded(*gathered(picks), self._form, self.kept), self.folder)
 
     def flush(self) -> None:
         """Write what is buffered as one shard; StoreError, and nothing lost, where that fails."""

@@ -131,6 +131,10 @@ class Task(ABC):
         """The task with the data of whoever teaches it; here they are there before anybody does."""
         return self
 
+    def understood(self, model: nn.Module) -> str:  # noqa: ARG002
+        """What proves that a model means the same by its inputs and answers; nothing is usual."""
+        return ""
+
     def act(self, *_: Any) -> Batch:
         """What a model meets where it acts. Raises RecipeError: here there is nothing to do."""
         raise RecipeError(f"Acting is for tasks of control; {self.noun} are only answered.")

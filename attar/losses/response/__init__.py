@@ -22,6 +22,7 @@ from .divergences import (
     total_variation,
 )
 from .moving import ctkd, taid, wttm
+from .otherwise import mined, uld
 from .plain import cosine, mse
 from .supervised import regression, weighted, wsl
 
@@ -36,6 +37,7 @@ __all__ = [
     "jeffreys",
     "jsd",
     "kl",
+    "mined",
     "mlkd",
     "mse",
     "nkd",
@@ -46,6 +48,7 @@ __all__ = [
     "soft_cross_entropy",
     "taid",
     "total_variation",
+    "uld",
     "weighted",
     "wsl",
     "wttm",

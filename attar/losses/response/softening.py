@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ class Few(Protocol):
 
 
 Answers: TypeAlias = Tensor | Few
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """What a teacher answers in classes that are not the student's: tokens of its own."""
+
+    @property
+    def logits(self) -> Answers:
+        """(rows, its classes)"""
+
+    def nearest(self) -> Tensor:
+        """(its classes,) int64: the student's class that each of them comes nearest to."""
+
+
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 UNKNOWN = -100

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,9 +24,12 @@ from attar.tasks.files import opened
 from attar.tasks.loading import folder_of, packaged, quiet, told
 from attar.tasks.text import tokenizing
 from attar.tasks.text.foreign import INPUTS, tokenizer_beside
+from attar.tasks.text.packing import Row
+from attar.tasks.text.readings import PROBE, Reading, Retold, reading_of
+from attar.tasks.text.vocabularies import matched
 
-PROBE = "In 1969 the 3rd café – naïve, 日本語 and 🙂 – cost $4.99;\n\n\tdef f(x):  return x**2\n"
-"""What two tokenizers have to cut alike to pass for one."""
+SHOWN = 64
+"""Rows by which it is told how far two tokenizers go together."""
 
 
 def load(name: str, threads: int, lent: Any = None) -> nn.Module:
@@ -95,21 +99,26 @@ def adopt(model: Any, tokenizer: Any) -> nn.Module:
     return model
 
 
-def prepare_(model: Any, tokenizer: Any, length: int, *, packed: bool) -> None:
-    """Make a model ready for the task's rows. Raises ModelError where it can't read them."""
+def prepare_(model: Any, tokenizer: Any, rows: Sequence[Row], length: int) -> None:
+    """Make a model ready for the task's rows. Raises ModelError where it can't read them.
+
+    One with a tokenizer of its own keeps that, and is asked as its `.reading` says.
+    """
     name = type(model).__name__
     if "config" in vars(model):
         # Packed documents are told apart only where nothing is kept for the next token.
         model.config.use_cache = False
-    if not alike(model.tokenizer, tokenizer, _tokens(model)):
-        raise ModelError(
-            f"{name} reads other tokens than the task's tokenizer writes; give the task the "
-            "model's own tokenizer, and teacher and student the same."
-        )
-    model.tokenizer = tokenizer
-    if (limit := _positions(model)) is not None and length > limit:
+    width, limit = tokens_of(model), _positions(model)
+    vars(model).pop("reading", None)
+    if alike(model.tokenizer, tokenizer, width):
+        model.tokenizer = tokenizer
+    else:
+        model.reading = reading_of(model.tokenizer, width, tokenizer, rows, limit)
+        if isinstance(model.reading, Retold):
+            return
+    if limit is not None and length > limit:
         raise ModelError(f"length is {length}, but {name} takes at most {limit} tokens.")
-    if packed and not _packs(model):
+    if any(len(row.ends) > 1 for row in rows) and not _packs(model):
         raise ModelError(
             f"{name} takes no position_ids, so it can't tell documents of one row apart; set "
             "`pack: false`."
@@ -129,7 +138,24 @@ def alike(one: Any, other: Any, tokens: int | None = None) -> bool:
     return bool(one(PROBE)["input_ids"] == other(PROBE)["input_ids"])
 
 
-def _tokens(model: Any) -> int | None:
+def reading(model: nn.Module) -> Reading | None:
+    """How a model reads the task's rows where its tokenizer is another; None where it is not."""
+    return vars(model).get("reading")
+
+
+def understood(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> str:
+    """What proves that a model reads these rows, where not all its classes are their tokens."""
+    own, width, tokens = reading(model), tokens_of(model), tokenizer.get_vocab()
+    if isinstance(own, Retold):
+        return own.says([rows[n] for n in np.linspace(0, len(rows) - 1, SHOWN, dtype=int)])
+    if own is not None or width in (None, len(tokenizer)):
+        return "" if own is None else own.says
+    return matched(tokens, tokens, (width, max(len(tokenizer), *(n + 1 for n in tokens.values()))))[
+        1
+    ]
+
+
+def tokens_of(model: Any) -> int | None:
     """How many tokens a model of `transformers` has embeddings of; None for others."""
     return model.get_input_embeddings().num_embeddings if "config" in vars(model) else None
 

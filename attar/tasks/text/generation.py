@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import DataError, ModelError
+from attar.heads import Foreign
 from attar.store import key
 from attar.taps import evaluating, tapped
 from attar.tasks.intervals import interval
@@ -22,10 +23,14 @@ from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
 from attar.tasks.text import causal, corpora, packing, tokenizing, writing
 from attar.tasks.text.packing import Row
+from attar.tasks.text.readings import Retold
 from attar.types import IGNORE, Amount, Batch, Count, Knowledge
 
 AT_ONCE = 1024
 """Tokens that are asked about together where nothing else says how many."""
+
+Heard = Callable[[Tensor | None], dict[str, Tensor]]
+"""Gives what layers said, of the mask."""
 
 BESIDE = 2048
 """Tokens over which a model's answers are compared with its teacher's."""
@@ -138,7 +143,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     def met(self, teacher: nn.Module) -> generation:
         """The same task, by which answers are also compared with those of its teacher."""
         there = copy.copy(self)
-        there._teacher, there._answered = teacher, {}
+        foreign = isinstance(causal.reading(teacher), Retold)
+        there._teacher, there._answered = None if foreign else teacher, {}
         return there
 
     def load(
@@ -149,13 +155,13 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         partly: bool = False,  # noqa: ARG002  (tokens are known or they are not)
         threads: int = 1,
     ) -> nn.Module:
-        """A causal language model that reads the task's tokens, with them as `.tokenizer`.
+        """A causal language model that can be asked about the task's rows, with its `.tokenizer`.
 
         name: a `transformers` folder or hub name, a .gguf file, `package:NAME` for weights that an
             installed package carries, an .onnx file, or the user's own module, called as
             `model(input_ids=..., attention_mask=...)`
         threads: of the runtime, where it is an exported file
-        Raises ModelError where the model can't be had or reads other tokens.
+        Its tokenizer may be another: see `reading_of`. Raises ModelError where it can't be had.
         """
         if new_head:
             raise ModelError("A language model keeps its head; give `keep_head: true`, or `load`.")
@@ -163,8 +169,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             model = causal.load(name, threads, self.tokenizer if name == self._named else None)
         else:
             model = causal.adopt(name, self.tokenizer)
-        packed = any(len(self._rows[n].ends) > 1 for n in self.rows["train"])
-        causal.prepare_(model, self.tokenizer, self.length, packed=packed)
+        causal.prepare_(model, self.tokenizer, self._rows, self.length)
         return model
 
     def batches(
@@ -185,11 +190,14 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     def encode(self, model: nn.Module, inputs: Sequence[Row]) -> dict[str, Tensor]:
         """Token ids with a mask, or with positions where documents are packed: (rows, length)."""
+        own, device = causal.reading(model), device_of(model)
+        if isinstance(own, Retold):
+            return {name: each.to(device) for name, each in own.inputs(inputs).items()}
         longest = max(len(row) for row in inputs)
         ids = torch.full((len(inputs), longest), self.tokenizer.pad_token_id or 0)
         for n, row in enumerate(inputs):
             ids[n, : len(row)] = torch.from_numpy(row.ids)
-        device = device_of(model)
+        ids = ids if own is None else own.ids(ids)
         if all(len(row.ends) == 1 for row in inputs):
             return {
                 "input_ids": ids.to(device),
@@ -201,36 +209,65 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             positions[n, : len(row)] = torch.from_numpy(row.positions)
         return {"input_ids": ids.to(device), "position_ids": positions.to(device)}
 
-    def preprocessing(self, model: nn.Module) -> dict[str, Any]:  # noqa: ARG002
-        """What decides what a model is shown: every one the same."""
-        return self.facts
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """What decides what a model is shown: the rows, and how it reads them."""
+        own = causal.reading(model)
+        return self.facts | ({} if own is None else own.facts)
+
+    def understood(self, model: nn.Module) -> str:
+        """What proves that a model reads the task's rows, where not all its classes are theirs."""
+        return causal.understood(model, self.tokenizer, [self._rows[n] for n in self.rows["train"]])
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model's tokenizer beside it."""
         tokenizing.tokenizer_of(model).save_pretrained(folder)
 
     def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
-        """Logits (rows, length, vocabulary) of what comes after each token, and some features."""
-        inputs = self.encode(model, batch.inputs)
-        rows, length = inputs["input_ids"].shape
-        mask = _mask(batch.inputs, length).long().to(inputs["input_ids"].device)
-        with tapped(model, layers) as heard:
-            answers = logits(model(**inputs))
-        if answers.dim() != 3 or answers.shape[:2] != (rows, length):
+        """Logits (rows, length, vocabulary) of what comes after each token, and some features.
+
+        Of a model that reads the text in tokens of its own they are `Foreign`.
+        """
+        if layers and isinstance(causal.reading(model), Retold):
             raise ModelError(
-                f"{type(model).__name__} gave answers of shape {tuple(answers.shape)} for {rows} "
-                f"rows of {length} tokens; a language model gives (rows, length, vocabulary)."
+                f"{type(model).__name__} reads other tokens than the task's tokenizer writes, so "
+                "its layers can't be compared token by token; take response.mined or response.uld."
             )
-        if answers.shape[2] < self.vocabulary:
-            raise ModelError(
-                f"{type(model).__name__} answers for {answers.shape[2]:,} tokens, and the "
-                f"tokenizer has {self.vocabulary:,}: resize the model's embeddings."
-            )
+        answers, heard = self._asked(model, batch.inputs, layers)
+        mask = _mask(batch.inputs, max(map(len, batch.inputs))).long().to(answers.device)
+        own = causal.reading(model)
+        if own is not None:
+            return Knowledge(own.answers(answers.float(), batch.inputs), heard(mask), mask)
         # No text has a token beyond the tokenizer's own, so what stands there is padding.
         return Knowledge(answers[..., : self.vocabulary].float(), heard(mask), mask)
 
+    def _asked(
+        self, model: nn.Module, rows: Sequence[Row], layers: Sequence[str] = ()
+    ) -> tuple[Tensor, Heard]:
+        """What a model answers at each token of its own inputs, over all its classes."""
+        inputs = self.encode(model, rows)
+        shape, own = inputs["input_ids"].shape, causal.reading(model)
+        with tapped(model, layers) as heard:
+            answers = logits(model(**inputs))
+        if answers.dim() != 3 or answers.shape[:2] != shape:
+            raise ModelError(
+                f"{type(model).__name__} gave answers of shape {tuple(answers.shape)} for "
+                f"{shape[0]} rows of {shape[1]} tokens; a language model gives (rows, length, "
+                "vocabulary)."
+            )
+        if answers.shape[2] < (needs := self.vocabulary if own is None else own.needs):
+            raise ModelError(
+                f"{type(model).__name__} answers for {answers.shape[2]:,} tokens, and the "
+                f"tokenizer has {needs:,}: resize the model's embeddings."
+            )
+        return answers, heard
+
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with the token that comes next, the mean over those to be foretold."""
+        if isinstance(knowledge.logits, Foreign):
+            raise ModelError(
+                "This model reads other tokens than the task's tokenizer writes, so it can't learn "
+                "them; give the task the model's own tokenizer."
+            )
         said: Tensor = knowledge.logits
         labels = batch.labels[:, : said.shape[1]].to(said.device)
         at = labels != IGNORE
@@ -247,12 +284,18 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         (95 %). `bits_per_byte` does not depend on the tokenizer. `accuracy` is how often the
         likeliest token comes. Beside a teacher, over some of the rows, `agreement` is how often its
         likeliest token is the same, and `kl` the mean divergence KL(teacher | model) in nats.
+
+        A model that reads the text in tokens of its own tells it in as many nats as these take
+        together; per token here means per token of the task's, as of all others. It has no
+        `accuracy`, and nothing is told beside such a teacher.
         """
         found: dict[str, tuple[float, int, int]] = {}
         with evaluating(model):
             for batch in self.sweep(part):
-                found |= zip(batch.keys, _told(self.forward(model, batch), batch), strict=True)
-            beside = {} if self._teacher is None else self._compared(model, self._teacher, part)
+                found |= zip(batch.keys, self._lost(model, batch), strict=True)
+            foreign = isinstance(causal.reading(model), Retold)
+            teacher = None if foreign else self._teacher
+            beside = {} if teacher is None else self._compared(model, teacher, part)
         lost, right, count = np.array([found[self._keys[n]] for n in self._part(part)]).T
         each, nats = -lost * len(count) / count.sum(), float(lost.sum() / count.sum())
         written = sum(self._rows[n].written for n in self._part(part))
@@ -263,7 +306,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             "high": high,
             "perplexity": math.exp(min(nats, 700)),
             "bits_per_byte": float(lost.sum()) / math.log(2) / max(1, written),
-            "accuracy": float(right.sum() / count.sum()),
+            **({} if foreign else {"accuracy": float(right.sum() / count.sum())}),
             "examples": len(count),
             "tokens": int(count.sum()),
             **beside,
@@ -295,6 +338,10 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         prompt: share of a document that stays; temperature: 0 for what is likeliest
         Raises ModelError where the model can't write.
         """
+        if causal.reading(model) is not None:
+            raise ModelError(
+                f"{type(model).__name__} writes tokens of its own; give the task its tokenizer."
+            )
         if not writing.writes(model):
             raise ModelError(f"{type(model).__name__} is no model of transformers: it can't write.")
         how = {"prompt": prompt, "temperature": temperature}
@@ -305,7 +352,17 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         if not self.prompts:
             return {}
         rows = self.spread("test", min(self.prompts, self.size("test"))).inputs
-        return writing.tables(models, rows, self.tokenizer)
+        same = {name: each for name, each in models.items() if causal.reading(each) is None}
+        return writing.tables(same, rows, self.tokenizer)
+
+    def _lost(self, model: nn.Module, batch: Batch) -> list[tuple[float, int, int]]:
+        """Of each row: nats that are lost, tokens whose likeliest came, and tokens."""
+        own = causal.reading(model)
+        if not isinstance(own, Retold):
+            return _told(self.forward(model, batch), batch)
+        lost = own.lost(self._asked(model, batch.inputs)[0].float(), batch.inputs)
+        counts = (batch.labels != IGNORE).sum(1).tolist()
+        return [(nats, 0, count) for nats, count in zip(lost, counts, strict=True)]
 
     def _said(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""

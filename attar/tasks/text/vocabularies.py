@@ -32,11 +32,8 @@ def matched(
     Raises RecipeError where it is not one tokenizer, or a model has no class for a token.
     """
     for whose, tokens, width in (("teacher", teacher, widths[0]), ("student", student, widths[1])):
-        if tokens and max(tokens.values()) >= width:
-            raise RecipeError(
-                f"The {whose} has {width:,} classes and its tokenizer ids up to"
-                f" {max(tokens.values()):,}: this tokenizer is another model's."
-            )
+        if unfit := misfit(whose, tokens, width):
+            raise RecipeError(unfit)
     shared = teacher.keys() & student.keys()
     if len(shared) < SAME * max(len(teacher), len(student), 1):
         alone = [token for token in student if token not in teacher][:_SHOWN]
@@ -63,6 +60,16 @@ def matched(
     return index, "; ".join(says)
 
 
+def misfit(whose: str, tokens: Mapping[str, int], width: int) -> str | None:
+    """What is wrong where a model has no class for a token of its tokenizer, in a sentence."""
+    if not tokens or max(tokens.values()) < width:
+        return None
+    return (
+        f"The {whose} has {width:,} classes and its tokenizer ids up to {max(tokens.values()):,}:"
+        " this tokenizer is another model's."
+    )
+
+
 def carried(logits: Tensor | Headed | Sparse, index: Tensor) -> Tensor | Headed | Sparse:
     """A teacher's answers (..., its classes) over the student's classes, as `matched` maps them.
 
@@ -71,6 +78,8 @@ def carried(logits: Tensor | Headed | Sparse, index: Tensor) -> Tensor | Headed 
     """
     index = index.to(logits.device)
     none, at = index < 0, index.clamp_min(0)
+    if not isinstance(logits, Sparse) and torch.equal(index, _counting(index)):
+        return _first(logits, len(index))  # often only padding is to be left out: no copy
     if isinstance(logits, Headed):
         weight = logits.weight[at]
         if logits.bias is None and not none.any():
@@ -94,6 +103,18 @@ def carried(logits: Tensor | Headed | Sparse, index: Tensor) -> Tensor | Headed 
             " for: ask it again with the student's tokenizer"
         )
     return Sparse(ids.clamp_min(0), logits.weights, logits.rest, logits.head, len(index))
+
+
+def _counting(index: Tensor) -> Tensor:
+    return torch.arange(len(index), device=index.device)
+
+
+def _first(logits: Tensor | Headed, classes: int) -> Tensor | Headed:
+    """The first classes alone."""
+    if isinstance(logits, Tensor):
+        return logits[..., :classes]
+    bias = None if logits.bias is None else logits.bias[:classes]
+    return Headed(logits.states, logits.weight[:classes], bias)
 
 
 def _ranges(ids: Sequence[int]) -> str:
