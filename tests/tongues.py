@@ -23,11 +23,13 @@ TEXTS = {
     "cjk": "日本語の文章と中文字符 and 한국어 together",
     "combining": "cafe\u0301 na\u0308ive e\u0301e\u0301 and caf\u00e9",
     "spaces": "  two  spaces,\n\n\ta tab  and an end  ",
-    "special": "before <s> between </s> <|end|> after [SEP] <unk>",
     "one letter": "x",
     "code": "def f(x):\n    return x**2  # squared",
 }
 """What other programs were seen to misalign."""
+
+SPECIAL = "before <s> between </s> others <|end|> and <|im_start|> after [SEP] all"
+"""What some of the tokenizers have as special tokens, and others read letter by letter."""
 
 
 @cache

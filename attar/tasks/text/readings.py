@@ -180,7 +180,7 @@ class Retold:
         size = max(self.mine.parts.keys() - {None}) + 1
         mine = [self.mine.parts.get(n, b"") for n in range(size)]
         its = [self.its.parts[n] for n in self.index.tolist()]
-        found = torch.from_numpy(nearest(its, mine))
+        found = torch.from_numpy(nearest(tuple(its), tuple(mine)).copy())
         place = {n: row for row, n in enumerate(self.index.tolist())}
         for role, its_role in ((self.mine.begin, self.its.begin), (self.mine.end, self.its.end)):
             if role is not None and its_role is not None:
