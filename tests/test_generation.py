@@ -201,15 +201,6 @@ def test_a_template_that_writes_earlier_turns_anew_is_refused() -> None:
 # --- models
 
 
-def test_a_model_with_another_tokenizer_is_refused(make: Make) -> None:
-    model: Any = storybook.llama(padded=8)
-    words = model.tokenizer.get_vocab()
-    model.tokenizer.add_tokens(["brand-new"])
-    assert len(model.tokenizer) > len(words)
-    with pytest.raises(ModelError, match="XX"):
-        make().load(model)
-
-
 def test_a_row_longer_than_a_model_reads_is_refused(make: Make) -> None:
     with pytest.raises(ModelError, match="at most 32 tokens"):
         make().load(storybook.llama(max_position_embeddings=32))
