@@ -167,8 +167,8 @@ class Retold:
         found = sum(int((known[:-1] & learned[1:]).sum()) for known, learned in met)
         return (
             f"it reads the text in tokens of its own ({self.why}); of {wanted:,} tokens to be"
-            f" foretold {found / max(1, wanted):.1%} begin at a byte at which one of its own begins,"
-            " and there it teaches"
+            f" foretold {found / max(1, wanted):.1%} begin at a byte at which one of its own"
+            " begins, and there it teaches"
         )
 
     def nearest(self) -> Tensor:
