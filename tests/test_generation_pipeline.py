@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import storybook
 import torch
+import yaml
 from safetensors.numpy import load_file
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attar import export
 from attar.compress import prune
+from attar.doctor import examine
 from attar.errors import ExportError
 from attar.forecast import forecast
+from attar.heads import dense
 from attar.pipeline import run
 from attar.recipe import read
 from attar.report import Report
@@ -81,7 +84,7 @@ def test_a_model_is_cut_taught_and_written_so_that_transformers_loads_it(
     model: Any = here.task.load(str(folder))
     batch = next(here.task.sweep("test", batch_size=2))
     with torch.no_grad():
-        mine = here.task.forward(model, batch).logits
+        mine = dense(here.task.forward(model, batch).logits)
         its = loaded(**here.task.encode(loaded, batch.inputs)).logits
     assert torch.equal(mine, its)
     card = (folder / "README.md").read_text("utf-8")
@@ -112,6 +115,17 @@ def test_what_a_run_will_take_is_told_beforehand(said: dict[str, Any], tmp_path:
     told = forecast(begin(read(said), tmp_path / "out"))
     assert told.tokens > 10
     assert {stage.name for stage in told.stages} >= {"student-layers-distill", "labels_only"}
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_healthy_model(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(said | {"student": "llama"}))
+    found = {each.name: each for each in examine(str(tmp_path / "recipe.yaml"))}
+    looked = ("data", "eval mode", "padding, teacher", "padding, student", "logit scale", "overfit")
+    assert [found[name].says for name in looked if found[name].ok is not True] == []
+    assert "400 tokens" in found["data"].says
+    assert found["label order"].ok is None
 
 
 def test_a_fresh_llama_learns_from_what_its_teacher_writes(
@@ -146,7 +160,7 @@ def test_a_model_is_cut_in_width_groups_of_heads_whole_and_embeddings_tied(
     batch = next(here.task.sweep("test", batch_size=2))
     again = here.task.load(str(path))
     with torch.no_grad():
-        one, other = (here.task.forward(each, batch).logits for each in (small, again))
+        one, other = (dense(here.task.forward(each, batch).logits) for each in (small, again))
     assert torch.equal(one, other)
 
 
@@ -186,7 +200,7 @@ def test_a_gguf_file_is_read_by_transformers_as_the_model_it_was(
     assert "quantization_config" not in again.config.to_dict()
     batch = next(here.task.sweep("test", batch_size=2))
     with torch.no_grad():
-        one, other = (here.task.forward(each, batch).logits for each in (model, again))
+        one, other = (dense(here.task.forward(each, batch).logits) for each in (model, again))
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
     talk = [{"role": "user", "content": "Who sang?"}]
     texts = [each.tokenizer.apply_chat_template(talk, tokenize=False) for each in (model, again)]

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from attar.distill import Objective, term
 from attar.errors import ModelError, RecipeError
-from attar.heads import Foreign, Sparse
+from attar.heads import Foreign, Sparse, dense
 from attar.losses import response
 from attar.pipeline import run
 from attar.recipe import read
@@ -92,7 +92,7 @@ def test_a_reordered_and_extended_teacher_answers_as_its_twin(make: Make) -> Non
     one, other = (task.load(each) for each in twins())
     packed = [n for n in task.rows["train"] if len(task._rows[n].ends) > 1]
     batch = task._batch([*packed[:3], *task.rows["train"][:3]])
-    mine, its = (ask(each, batch, task.forward).logits for each in (one, other))
+    mine, its = (dense(ask(each, batch, task.forward).logits) for each in (one, other))
     assert its.shape == mine.shape == (6, mine.shape[1], 400)
     torch.testing.assert_close(its, mine, atol=1e-5, rtol=0)
     scores = [task.met(one).score(each, "test") for each in (one, other)]
@@ -123,7 +123,7 @@ def test_a_saved_copy_of_a_reordered_model_keeps_its_own_tokenizer(
     task.save(other, tmp_path / "kept")
     again = task.load(str(tmp_path / "kept"))
     batch = next(task.sweep("test", batch_size=2))
-    mine, its = (ask(each, batch, task.forward).logits for each in (other, again))
+    mine, its = (dense(ask(each, batch, task.forward).logits) for each in (other, again))
     assert torch.equal(mine, its)
 
 
@@ -175,7 +175,7 @@ def test_it_answers_where_both_have_read_the_same(make: Make, kind: str) -> None
     # Any that has read as much has given one of these answers, and in the same order.
     seen = -1
     for place in places:
-        mine = said.logits[0, place]
+        mine = said.dense()[0, place]
         there = (answers[:, : len(mine)] - mine).abs().amax(1).argmin()
         torch.testing.assert_close(mine, answers[there, : len(mine)], atol=1e-4, rtol=0)
         assert int(there) > seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attar import heads
 from attar.errors import DataError, ModelError
-from attar.heads import Foreign
+from attar.heads import Foreign, Headed
 from attar.store import key
-from attar.taps import evaluating, tapped
+from attar.taps import evaluating
 from attar.tasks.intervals import interval
-from attar.tasks.loading import device_of, logits
+from attar.tasks.loading import device_of
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
 from attar.tasks.text import causal, corpora, packing, tokenizing, writing
+from attar.tasks.text.answers import Heard, asked
 from attar.tasks.text.packing import Row
 from attar.tasks.text.readings import Retold
 from attar.types import IGNORE, Amount, Batch, Count, Knowledge
 
 AT_ONCE = 1024
 """Tokens that are asked about together where nothing else says how many."""
-
-Heard = Callable[[Tensor | None], dict[str, Tensor]]
-"""Gives what layers said, of the mask."""
 
 BESIDE = 2048
 """Tokens over which a model's answers are compared with its teacher's."""
@@ -225,7 +224,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
         """Logits (rows, length, vocabulary) of what comes after each token, and some features.
 
-        Of a model that reads the text in tokens of its own they are `Foreign`.
+        They are `attar.heads.Headed`, not made yet, where the model does no more than its head; of
+        a model that reads the text in tokens of its own `attar.heads.Foreign`.
         """
         if layers and isinstance(causal.reading(model), Retold):
             raise ModelError(
@@ -236,44 +236,33 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         mask = _mask(batch.inputs, max(map(len, batch.inputs))).long().to(answers.device)
         own = causal.reading(model)
         if own is not None:
-            return Knowledge(own.answers(answers.float(), batch.inputs), heard(mask), mask)
+            return Knowledge(own.answers(answers, batch.inputs), heard(mask), mask)
         # No text has a token beyond the tokenizer's own, so what stands there is padding.
-        return Knowledge(answers[..., : self.vocabulary].float(), heard(mask), mask)
+        told = (
+            answers[..., : self.vocabulary].float()
+            if isinstance(answers, Tensor)
+            else answers.first(self.vocabulary)
+        )
+        return Knowledge(told, heard(mask), mask)
 
     def _asked(
         self, model: nn.Module, rows: Sequence[Row], layers: Sequence[str] = ()
-    ) -> tuple[Tensor, Heard]:
+    ) -> tuple[Tensor | Headed, Heard]:
         """What a model answers at each token of its own inputs, over all its classes."""
-        inputs = self.encode(model, rows)
-        shape, own = inputs["input_ids"].shape, causal.reading(model)
-        with tapped(model, layers) as heard:
-            answers = logits(model(**inputs))
-        if answers.dim() != 3 or answers.shape[:2] != shape:
-            raise ModelError(
-                f"{type(model).__name__} gave answers of shape {tuple(answers.shape)} for "
-                f"{shape[0]} rows of {shape[1]} tokens; a language model gives (rows, length, "
-                "vocabulary)."
-            )
-        if answers.shape[2] < (needs := self.vocabulary if own is None else own.needs):
-            raise ModelError(
-                f"{type(model).__name__} answers for {answers.shape[2]:,} tokens, and the "
-                f"tokenizer has {needs:,}: resize the model's embeddings."
-            )
-        return answers, heard
+        own = causal.reading(model)
+        needs = self.vocabulary if own is None else own.needs
+        return asked(model, self.encode(model, rows), layers, needs)
 
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with the token that comes next, the mean over those to be foretold."""
-        if isinstance(knowledge.logits, Foreign):
+        said = knowledge.logits
+        if isinstance(said, Foreign):
             raise ModelError(
                 "This model reads other tokens than the task's tokenizer writes, so it can't learn "
                 "them; give the task the model's own tokenizer."
             )
-        said: Tensor = knowledge.logits
         labels = batch.labels[:, : said.shape[1]].to(said.device)
-        at = labels != IGNORE
-        if not at.any():
-            return said.sum() * 0.0
-        return F.cross_entropy(said[at], labels[at], label_smoothing=label_smoothing)
+        return heads.cross_entropy(said, labels, label_smoothing)
 
     @torch.no_grad()
     def judged(self, model: nn.Module, part: str) -> tuple[Worths, dict[str, float]]:
@@ -360,14 +349,15 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         own = causal.reading(model)
         if not isinstance(own, Retold):
             return _told(self.forward(model, batch), batch)
-        lost = own.lost(self._asked(model, batch.inputs)[0].float(), batch.inputs)
+        lost = own.lost(self._asked(model, batch.inputs)[0], batch.inputs)
         counts = (batch.labels != IGNORE).sum(1).tolist()
         return [(nats, 0, count) for nats, count in zip(lost, counts, strict=True)]
 
     def _said(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""
-        answers: Tensor = self.forward(model, batch).logits.cpu()
-        return answers[batch.labels[:, : answers.shape[1]] != IGNORE]
+        answers = self.forward(model, batch).logits
+        at = batch.labels[:, : answers.shape[1]] != IGNORE
+        return heads.dense(answers[at.to(answers.device)]).cpu()
 
     def _ordered(self, part: str) -> Sequence[int]:
         return sorted(self._part(part), key=lambda row: (self._length(row), row))
@@ -393,7 +383,10 @@ def _told(said: Knowledge, batch: Batch) -> list[tuple[float, int, int]]:
     found = []
     for answers, labels in zip(said.logits, batch.labels, strict=True):
         at = labels[: len(answers)] != IGNORE
-        told, truth = answers[at.to(answers.device)], labels[: len(answers)][at].to(answers.device)
-        lost = float(F.cross_entropy(told, truth, reduction="sum").double())
-        found.append((lost, int((told.argmax(1) == truth).sum()), len(truth)))
+        truth = labels[: len(answers)][at].to(answers.device)
+        lost, right = 0.0, 0
+        for part, told in heads.parts(answers[at.to(answers.device)]):
+            lost += float(F.cross_entropy(told, truth[part], reduction="sum").double())
+            right += int((told.argmax(1) == truth[part]).sum())
+        found.append((lost, right, len(truth)))
     return found

@@ -59,7 +59,7 @@ class Renumbered:
 
     def answers(self, logits: Tensor | Headed, rows: Sequence[Row]) -> Any:  # noqa: ARG002
         """What the model says, over the task's tokens."""
-        return carried(logits, self.index)
+        return _exact(carried(logits, self.index))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Retold:
             place[piece.row, at] = torch.from_numpy(common(piece.mine, piece.its))
         line, place = line.to(logits.device), place.to(logits.device)
         said = carried(logits[line, place.clamp_min(0)], self.index)
-        return Foreign(said, place >= 0, self.nearest)
+        return Foreign(_exact(said), place >= 0, self.nearest)
 
     @torch.no_grad()
     def lost(self, logits: Tensor | Headed, rows: Sequence[Row]) -> list[float]:
@@ -221,6 +221,11 @@ def reading_of(
         if one != index[other].tolist():
             return Retold(tokenizer, task, limit, f"they cut {short(text)} into others of these")
     return Renumbered(index[: len(task)], says, tokenizing.digest(tokenizer))
+
+
+def _exact(answers: Any) -> Any:
+    """Logits that are made already in float32."""
+    return answers.float() if isinstance(answers, Tensor) else answers
 
 
 def _counted(nats: Sequence[float], piece: Piece) -> float:

@@ -79,7 +79,9 @@ def carried(logits: Tensor | Headed | Sparse, index: Tensor) -> Tensor | Headed 
     index = index.to(logits.device)
     none, at = index < 0, index.clamp_min(0)
     if not isinstance(logits, Sparse) and torch.equal(index, _counting(index)):
-        return _first(logits, len(index))  # often only padding is to be left out: no copy
+        # Often only padding is to be left out: no copy.
+        rest = len(index)
+        return logits[..., :rest] if isinstance(logits, Tensor) else logits.first(rest)
     if isinstance(logits, Headed):
         weight = logits.weight[at]
         if logits.bias is None and not none.any():
@@ -107,14 +109,6 @@ def carried(logits: Tensor | Headed | Sparse, index: Tensor) -> Tensor | Headed 
 
 def _counting(index: Tensor) -> Tensor:
     return torch.arange(len(index), device=index.device)
-
-
-def _first(logits: Tensor | Headed, classes: int) -> Tensor | Headed:
-    """The first classes alone."""
-    if isinstance(logits, Tensor):
-        return logits[..., :classes]
-    bias = None if logits.bias is None else logits.bias[:classes]
-    return Headed(logits.states, logits.weight[:classes], bias)
 
 
 def _ranges(ids: Sequence[int]) -> str:
