@@ -15,6 +15,7 @@ from torch import nn
 
 from attar import distill, schooling, teach
 from attar.doctor.finding import Finding
+from attar.heads import Foreign
 from attar.resolve import ask, chosen
 from attar.setting import Cast, Setting
 from attar.types import Batch, Lesson
@@ -79,7 +80,14 @@ def _taught(here: Setting, cast: Cast, batches: Sequence[Batch]) -> Iterator[Les
 
 @torch.no_grad()
 def _floor(terms: Sequence[distill.Term], lessons: Sequence[Lesson]) -> float:
-    """The loss of a student that is the teacher itself: soft answers have an entropy."""
+    """The loss of a student that is the teacher itself: soft answers have an entropy.
+
+    Nobody can be a teacher with tokens of its own; what is lost to it may all go.
+    """
+    if any(
+        each.teacher is not None and isinstance(each.teacher.logits, Foreign) for each in lessons
+    ):
+        return 0.0
     total = 0.0
     own = [replace(term, layers={its: its for its in term.layers.values()}) for term in terms]
     if compared := [term for term in own if term.needs_teacher]:
