@@ -100,7 +100,9 @@ def lessons(
             "exclusive": here.task.exclusive,
             "load": partial(load, here, partly=True),
             "act": here.task.act,
-            "write": here.task.write,
+            "write": partial(_write, here),
+            "note": here.task.note,
+            "read": here.task.read,
             "stage": partial(stage, here),
             "examples": here.task.size("train"),
             "make": partial(_peer, here, teacher),
@@ -183,6 +185,12 @@ def asking(here: Setting, taught: Teaching) -> Any:
             return here.task.forward(model, batch, taught.teacher_layers)
 
     return forward
+
+
+def _write(here: Setting, *what: Any) -> Batch:
+    """What a model writes, in the number format that its lessons are learned in."""
+    with here.engine.autocast():
+        return here.task.write(*what)
 
 
 def facts_of(here: Setting, teacher: nn.Module | None, taught: Teaching) -> dict[str, Any]:

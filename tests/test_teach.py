@@ -27,13 +27,15 @@ SCHEMES = names("attar.teach")
 OF_THEIR_OWN = {
     "data_free": "makes inputs of its own",
     "ensemble": "mixes what several say",
+    "on_policy": "mixes in what the student writes",
     "rewarded": "is about what the student did itself",
     "student_driven": "mixes in what the student meets",
     "teacher_text": "gives what a teacher writes, and no knowledge of it",
     "uncertain": "asks about some rows only",
 }
 """Schemes that don't hand on one teacher's answers to the batches as they are; test_schemes.py,
-test_data_free.py, test_generation.py, test_rewarded.py and test_control_pipeline.py have theirs."""
+test_data_free.py, test_generation.py, test_on_policy.py, test_rewarded.py and
+test_control_pipeline.py have theirs."""
 WITH_TEACHER = sorted(
     name for name in SCHEMES if "teachers" in asks(SCHEMES[name]) and name not in OF_THEIR_OWN
 )

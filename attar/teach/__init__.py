@@ -11,6 +11,7 @@ from attar.teach.asking import found_store as found_store
 from attar.teach.asking import offline, online
 from attar.teach.asking import open_store as open_store
 from attar.teach.asking import store_folder as store_folder
+from attar.teach.attempted import on_policy
 from attar.teach.driven import student_driven
 from attar.teach.imagined import data_free
 from attar.teach.itself import own, self_ema, virtual
@@ -26,6 +27,7 @@ __all__ = [
     "ensemble",
     "mutual",
     "offline",
+    "on_policy",
     "online",
     "own",
     "rewarded",
