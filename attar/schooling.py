@@ -130,7 +130,7 @@ def rehearse(here: Setting, models: Cast) -> None:
             "logits."
         )
     with torch.no_grad():
-        mine = here.task.forward(models.student, batch, models.taught.student_layers)
+        mine = here.task.forward(models.student, lesson.batch, models.taught.student_layers)
         objective = distill.Objective(models.taught.terms, mine, answers)
         for progress in (0.0, 1.0):
             objective(mine, lesson, progress)

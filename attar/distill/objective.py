@@ -18,11 +18,14 @@ from attar.errors import LayerError, RecipeError, nearest
 from attar.heads import Headed, Sparse, dense, in_chunks
 from attar.resolve import asks, compares, name_of, rowwise
 from attar.resolve import options as options_of
-from attar.types import IGNORE, Knowledge, Lesson
+from attar.types import IGNORE, Batch, Knowledge, Lesson
 
 Weight = float | Callable[[float], float]
 
-GIVEN = ("student", "teacher", "labels", "mask", "knowledge", "batch", "progress")
+NOTED = ("worth", "own", "skew")
+"""What some schemes know of each label, and a loss may ask for where they teach."""
+
+GIVEN = ("student", "teacher", "labels", "mask", "knowledge", "batch", "progress", *NOTED)
 """What a loss may ask for."""
 
 
@@ -148,6 +151,7 @@ class Objective(nn.Module):
         teacher = None if lesson.teacher is None else _trimmed(lesson.teacher)
         student = whole = _trimmed(student)
         labels = lesson.batch.labels.to(student.logits.device)
+        notes = _notes(lesson.batch, student.logits.device)
         if lesson.batch.by_token:
             student, teacher, labels = _by_token(student, teacher, labels)
         available = {
@@ -155,8 +159,10 @@ class Objective(nn.Module):
             "knowledge": whole,
             "batch": lesson.batch,
             "progress": progress,
+            **notes,
         }
         for each, name, asked in zip(self.terms, self._names, self._asked, strict=True):
+            _check_noted(each, asked, notes)
             values = []
             for key, pair in _pairs(each, student, teacher).items():
                 given = available | self._bridged(each, key, pair)
@@ -291,6 +297,23 @@ def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, An
 def _trimmed(knowledge: Knowledge) -> Knowledge:
     """Without padding that no row needs: one side may come from a store, which keeps none."""
     return knowledge.rows(0, len(knowledge.logits))
+
+
+def _notes(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What is known of each label: where tokens have them, of those that are to be learned."""
+    known = batch.labels != IGNORE
+    notes = {name: note[known] if batch.by_token else note for name, note in batch.notes.items()}
+    return {name: note.to(device) for name, note in notes.items()}
+
+
+def _check_noted(each: Term, asked: Sequence[str], notes: Mapping[str, Tensor]) -> None:
+    """Raises RecipeError where a loss is about what only another scheme knows."""
+    for name in asked:
+        if name in NOTED and name not in notes:
+            raise RecipeError(
+                f"The loss {each.name} asks for the {name!r} of each token, which these lessons do "
+                "not tell; take the scheme that has its name."
+            )
 
 
 def _by_token(

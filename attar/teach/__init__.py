@@ -19,12 +19,15 @@ from attar.teach.peers import mutual
 from attar.teach.rewarded import rewarded
 from attar.teach.several import ensemble, uncertain
 from attar.teach.stored import stored
+from attar.teach.weighed import distillm2, minillm
 from attar.teach.written import teacher_text
 
 __all__ = [
     "alone",
     "data_free",
+    "distillm2",
     "ensemble",
+    "minillm",
     "mutual",
     "offline",
     "on_policy",

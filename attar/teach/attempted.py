@@ -50,7 +50,7 @@ def on_policy(
     fresh: where some are kept, how often it writes anew and is not asked about one of these
     fade: whether `fresh` falls to 0 over the steps
     Source: Agarwal et al., On-Policy Distillation of Language Models (GKD), ICLR 2024, algorithm 1;
-    replay that fades: Ko et al., DistiLLM, ICML 2024, section 3.2 (there the share adapts too).
+    replay that fades: Ko et al., DistiLLM, ICML 2024 (there the share adapts to the loss, too).
     """
     teacher = only(teachers, "on_policy")
     past = _Past()
