@@ -141,6 +141,11 @@ def found(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, Curv
     return model.eval(), curve
 
 
+def weights(file: Path) -> dict[str, Tensor]:
+    """The weights that a training left, by name."""
+    return dict(load_file(file))
+
+
 def _keep(model: nn.Module, curve: Curve, folder: Path, best: Mapping[str, Tensor] | None) -> None:
     """Write the weights, the best by validation beside them, and last that they are whole."""
     folder.mkdir(parents=True, exist_ok=True)
