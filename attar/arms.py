@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -141,9 +142,11 @@ def found(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, Curv
     return model.eval(), curve
 
 
-def weights(file: Path) -> dict[str, Tensor]:
-    """The weights that a training left, by name."""
-    return dict(load_file(file))
+def at_best(model: nn.Module, folder: Path) -> nn.Module:
+    """A copy of a trained model, with the weights that scored best on the validation split."""
+    best = copy.deepcopy(model)
+    best.load_state_dict(load_file(folder / BEST))
+    return best
 
 
 def _keep(model: nn.Module, curve: Curve, folder: Path, best: Mapping[str, Tensor] | None) -> None:

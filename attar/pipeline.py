@@ -326,15 +326,8 @@ def train_arm(
     model, curve = here.trained(arm.name, folder, lambda: student, train)
     book.note(arm.name, curve)
     if (folder / arms.BEST).is_file():
-        book.best[arm.name] = partial(_at_best, model, folder)
+        book.best[arm.name] = lambda: students.merged(arms.at_best(model, folder))
     return students.merged(model)
-
-
-def _at_best(model: nn.Module, folder: Path) -> nn.Module:
-    """A trained model with the weights that scored best on the validation split."""
-    best = copy.deepcopy(model)
-    best.load_state_dict(arms.weights(folder / arms.BEST))
-    return students.merged(best)
 
 
 def fit(
