@@ -162,7 +162,7 @@ class Objective(nn.Module):
             **notes,
         }
         for each, name, asked in zip(self.terms, self._names, self._asked, strict=True):
-            _check_noted(each, asked, notes)
+            _check_noted(each, notes)
             values = []
             for key, pair in _pairs(each, student, teacher).items():
                 given = available | self._bridged(each, key, pair)
@@ -306,10 +306,10 @@ def _notes(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: note.to(device) for name, note in notes.items()}
 
 
-def _check_noted(each: Term, asked: Sequence[str], notes: Mapping[str, Tensor]) -> None:
+def _check_noted(each: Term, notes: Mapping[str, Tensor]) -> None:
     """Raises RecipeError where a loss is about what only another scheme knows."""
-    for name in asked:
-        if name in NOTED and name not in notes:
+    for name, parameter in asks(_at_each_step(each.function)).items():
+        if name in NOTED and name not in notes and parameter.default is parameter.empty:
             raise RecipeError(
                 f"The loss {each.name} asks for the {name!r} of each token, which these lessons do "
                 "not tell; take the scheme that has its name."
