@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from attar import distill, students, teach
 from attar.engine import local
-from attar.errors import ModelError, RecipeError
+from attar.errors import MissingExtra, ModelError, RecipeError
 from attar.losses import response
 from attar.pipeline import run
 from attar.recipe import read
@@ -171,6 +172,12 @@ def test_only_the_adapter_is_trained_and_what_it_learns_comes_back_after_a_kill(
 def test_a_network_without_linear_layers_of_that_name_is_refused() -> None:
     with pytest.raises(ModelError, match="takes no adapter"):
         students.lora(storybook.llama(1), layers=["nowhere"])
+
+
+def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtra, match=r"attar\[lora\]"):
+        students.lora(storybook.llama(1))
 
 
 @pytest.fixture

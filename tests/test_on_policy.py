@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from attar import distill, teach
 from attar.engine import local
 from attar.errors import RecipeError
+from attar.forecast import forecast
 from attar.heads import dense
 from attar.losses import response
 from attar.pipeline import run
 from attar.recipe import read
+from attar.setting import begin
 from attar.tasks.text import generation, writing
 from attar.types import IGNORE, Batch, Lesson
 
@@ -296,5 +298,6 @@ def test_a_recipe_teaches_on_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "measure": ["score"],
         "baselines": ["labels_only"],
     }
+    assert forecast(begin(read(said), tmp_path / "out")).stages
     rows = {row.name: row for row in run(read(said), tmp_path / "out").rows}
     assert np.isfinite(rows["student"].score)

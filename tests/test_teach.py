@@ -36,8 +36,8 @@ OF_THEIR_OWN = {
     "uncertain": "asks about some rows only",
 }
 """Schemes that don't hand on one teacher's answers to the batches as they are; test_schemes.py,
-test_data_free.py, test_generation.py, test_on_policy.py, test_weighed.py, test_rewarded.py and
-test_control_pipeline.py have theirs."""
+test_data_free.py, test_generation.py, test_on_policy.py, test_sequence_numbers.py,
+test_rewarded.py and test_control_pipeline.py have theirs."""
 WITH_TEACHER = sorted(
     name for name in SCHEMES if "teachers" in asks(SCHEMES[name]) and name not in OF_THEIR_OWN
 )

@@ -50,7 +50,7 @@ def minillm(
     """
     teacher = only(teachers, "minillm")
     for batch in batches:
-        wrote = write(student, batch, prompt, 1.0, teacher, helped)
+        wrote = write(student, batch, prompt, 1.0, teacher if helped else None, helped)
         its = ask(teacher, wrote, forward)
         gained = likelihoods(its, wrote) - likelihoods(ask(student, wrote, forward), wrote)
         later = _behind(gained)

@@ -1,4 +1,4 @@
-"""MiniLLM and DistiLLM-2: their gradients against all texts there are, and numbers by hand."""
+"""sequence.minillm and sequence.distillm2: gradients against all texts there are, and by hand."""
 
 from __future__ import annotations
 
