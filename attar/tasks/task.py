@@ -151,12 +151,12 @@ class Task(ABC):
         """What a model writes. Raises RecipeError: here there are no words."""
         raise RecipeError(f"Writing is for language models; {self.noun} are only answered.")
 
-    def note(self, batch: Batch) -> dict[str, Any]:
-        """What was written, as a checkpoint holds it; here nothing is."""
-        return self.write(batch)  # type: ignore[return-value]
+    def note(self, batch: Batch) -> Mapping[str, Any]:  # noqa: ARG002
+        """What was written, as a checkpoint holds it; here nothing ever is."""
+        return {}
 
     def read(self, note: Mapping[str, Any]) -> Batch:
-        """What was written, from its note; here there is none."""
+        """What was written, from its note. Raises RecipeError: here nothing ever is."""
         return self.write(note)
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
