@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -139,6 +140,13 @@ def found(folder: Path, build: Callable[[], nn.Module]) -> tuple[nn.Module, Curv
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise EngineError(f"What was trained earlier in {folder} is damaged; delete it.") from error
     return model.eval(), curve
+
+
+def at_best(model: nn.Module, folder: Path) -> nn.Module:
+    """A copy of a trained model, with the weights that scored best on the validation split."""
+    best = copy.deepcopy(model)
+    best.load_state_dict(load_file(folder / BEST))
+    return best
 
 
 def _keep(model: nn.Module, curve: Curve, folder: Path, best: Mapping[str, Tensor] | None) -> None:

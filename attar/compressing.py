@@ -80,6 +80,11 @@ def check_step(step: Piece, model: nn.Module) -> None:
     if step.name == "export.transformers":
         export.folder.check_class(model)
     if step.name != "distill":
+        if students.adapted(model):
+            raise RecipeError(
+                f"{step.name} would change weights that the student shares with its teacher; put "
+                "distill first, after which they are its own."
+            )
         return
     if len({"steps", "epochs"} & set(step.function.keywords)) != 1:
         raise RecipeError("The step distill needs either `steps` or `epochs`.")

@@ -119,7 +119,8 @@ def _rehearse(here: Setting) -> None:
         if step.name == "distill":
             taught = teaching(quiet, models.teacher, model, Book())
             rehearse(quiet, replace(models, student=model, taught=taught))
-        if step.name != "distill" and not step.name.startswith("export."):
+            model = students.merged(model)
+        elif not step.name.startswith("export."):
             model = ask(step.function, given | {"model": model})
 
 
@@ -327,8 +328,8 @@ def train_arm(
     model, curve = here.trained(arm.name, folder, lambda: student, train)
     book.note(arm.name, curve)
     if (folder / arms.BEST).is_file():
-        book.best[arm.name] = folder / arms.BEST
-    return model
+        book.best[arm.name] = lambda: students.merged(arms.at_best(model, folder))
+    return students.merged(model)
 
 
 def fit(
@@ -376,6 +377,7 @@ def train_baselines(
         model = copy.deepcopy(student)
         if arm.trained:
             model = train_arm(here, arm, model, step, teacher, taught, book)
+        model = students.merged(model)
         entries.append(Entry(arm.name, model, trainings=(arm.name,) * arm.trained))
     return entries
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import platform
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from safetensors.torch import load_file
 from torch import nn
 
 from attar import auditing, measure
@@ -243,9 +241,7 @@ def _scores(
             who = subjects[entry.name]
             predicted[entry.name], found[entry.name] = _judged(here, who, entry.model, TEST)
             if entry.name in book.best:
-                best = copy.deepcopy(entry.model)
-                best.load_state_dict(load_file(book.best[entry.name]))
-                scored = here.task.score(best, TEST)["score"]
+                scored = here.task.score(book.best[entry.name](), TEST)["score"]
                 found[entry.name]["best_on_validation"] = scored
             if entry.path is not None and entry.source is not None:
                 # Which of several files to ship is a choice, and no choice may see the test split.

@@ -101,7 +101,9 @@ def lessons(
             "exclusive": here.task.exclusive,
             "load": partial(load, here, partly=True),
             "act": here.task.act,
-            "write": here.task.write,
+            "write": partial(_write, here),
+            "note": here.task.note,
+            "read": here.task.read,
             "stage": partial(stage, here),
             "examples": here.task.size("train"),
             "make": partial(_peer, here, teacher),
@@ -129,7 +131,7 @@ def rehearse(here: Setting, models: Cast) -> None:
             "logits."
         )
     with torch.no_grad():
-        mine = here.task.forward(models.student, batch, models.taught.student_layers)
+        mine = here.task.forward(models.student, lesson.batch, models.taught.student_layers)
         objective = distill.Objective(models.taught.terms, mine, answers)
         for progress in (0.0, 1.0):
             objective(mine, lesson, progress)
@@ -184,6 +186,12 @@ def asking(here: Setting, taught: Teaching) -> Any:
             return here.task.forward(model, batch, taught.teacher_layers)
 
     return forward
+
+
+def _write(here: Setting, *what: Any) -> Batch:
+    """What a model writes, in the number format that its lessons are learned in."""
+    with here.engine.autocast():
+        return here.task.write(*what)
 
 
 def facts_of(here: Setting, teacher: nn.Module | None, taught: Teaching) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class Book:
     plan: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     teacher: Path | None = None
-    best: dict[str, Path] = field(default_factory=dict)
-    """By training, the weights that scored best on the validation split, where it was validated."""
+    best: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    """By training, gives the model that scored best on the validation split, where there is one."""
     shown: dict[str, Any] = field(default_factory=dict)
     """How inputs are prepared for the models whose files lie in the run's own folder."""
 

@@ -77,6 +77,7 @@ class Batch:
     keys: one content hash a row, the address of its knowledge in a store
     mixed: what other examples were mixed in, of which there is never more than of the row's own
     played: what the student itself did there, where it acts and is rewarded
+    notes: by name what a scheme knows of each label, in the labels' shape; losses ask for it
     """
 
     inputs: Any
@@ -84,6 +85,7 @@ class Batch:
     keys: tuple[str, ...]
     mixed: Mixture | None = None
     played: Played | None = None
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -102,7 +104,8 @@ class Batch:
         """Some of the rows, as a batch."""
         at = slice(start, stop)
         mixed, played = self.mixed and self.mixed.at(at), self.played and self.played.at(at)
-        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed, played)
+        notes = {name: note[at] for name, note in self.notes.items()}
+        return Batch(self.inputs[at], self.labels[at], self.keys[at], mixed, played, notes)
 
     def some(self, positions: Sequence[int]) -> Batch:
         """Chosen rows, in the order given, as a batch."""
@@ -115,7 +118,8 @@ class Batch:
         mixed = self.mixed and self.mixed.at(chosen)
         played = self.played and self.played.at(chosen)
         keys = tuple(self.keys[n] for n in chosen)
-        return Batch(inputs, self.labels[chosen], keys, mixed, played)
+        notes = {name: note[chosen] for name, note in self.notes.items()}
+        return Batch(inputs, self.labels[chosen], keys, mixed, played, notes)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 import storybook
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from attar.distill import Objective, term, train
 from attar.errors import AttarError, DataError, ModelError, RecipeError
@@ -369,19 +370,32 @@ def test_rouge_l_is_what_is_worked_by_hand(written: str, truth: str, near: float
     assert writing.rouge_l(written, truth) == pytest.approx(near)
 
 
-def test_prompts_of_different_lengths_are_continued_as_transformers_does_each_alone() -> None:
+def test_prompts_of_different_lengths_are_continued_as_each_would_be_alone() -> None:
     model: Any = storybook.llama(padded=8)
+    # What a model's own paper says of sampling counts for nothing here.
+    own = GenerationConfig(do_sample=True, top_k=1, repetition_penalty=9.0, max_length=3)
+    model.generation_config = own
     reads = model.tokenizer
     prompts = [np.array(reads(text)["input_ids"]) for text in ("the fox", "Mara sang in the", "a")]
     for prompt, new in zip(prompts, writing.continued(model, prompts, 12, reads), strict=True):
-        said = model.generate(
-            input_ids=torch.from_numpy(prompt)[None],
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=12,
-            do_sample=False,
-            suppress_tokens=list(range(len(reads), len(reads) + 8)),
-        )
-        assert new.tolist() == said[0, len(prompt) :].tolist()
+        ids = prompt
+        while len(ids) < len(prompt) + 12 and ids[-1] != reads.eos_token_id:
+            likeliest = int(alone(model, ids)[-1, : len(reads)].argmax())
+            ids = np.append(ids, likeliest)
+        assert new.tolist() == ids[len(prompt) :].tolist()
+    assert model.generation_config is own
+
+
+def test_a_text_ends_with_its_end_of_text_token_and_no_padding(make: Make) -> None:
+    model: Any = make().load(storybook.llama(seed=3))
+    reads = model.tokenizer
+    prompts = [np.array(reads(text)["input_ids"]) for text in ("the fox", "Mara sang", "an owl")]
+    torch.manual_seed(0)
+    written = writing.continued(model, prompts * 40, 40, reads, 1.0)
+    ended = [new for new in written if reads.eos_token_id in new.tolist()]
+    assert 5 < len(ended) < len(written)
+    assert all(new.tolist().index(reads.eos_token_id) == len(new) - 1 for new in ended)
+    assert all(len(new) == 40 for new in written if reads.eos_token_id not in new.tolist())
 
 
 def test_what_a_teacher_writes_is_learned_and_its_prompt_is_not(make: Make) -> None:

@@ -74,8 +74,11 @@ def value_and_slopes(make: Callable[[Headed], Tensor], head: Headed) -> list[Ten
 
 
 def others(loss: Callable[..., Tensor], teacher: Any) -> dict[str, Any]:
-    labels = torch.randint(CLASSES, (TOKENS,), generator=torch.Generator().manual_seed(1))
+    drawn = torch.Generator().manual_seed(1)
+    labels = torch.randint(CLASSES, (TOKENS,), generator=drawn)
     everything = {"teacher": teacher, "labels": labels, "progress": 0.3}
+    noted = {name: torch.rand(TOKENS, generator=drawn) for name in ("worth", "skew")}
+    everything |= {"own": torch.arange(TOKENS) % 2, **noted}
     function = loss.func if isinstance(loss, partial) else loss
     return {name: everything[name] for name in given(function) if name in everything}
 
@@ -85,7 +88,7 @@ def called(loss: Any) -> str:
 
 
 def test_every_loss_that_sees_rows_by_themselves_says_so() -> None:
-    room = {name for name in ROOM if name.startswith("response.")}
+    room = {name for name in ROOM if name.startswith(("response.", "sequence."))}
     assert {title(loss) for loss in LEAN} == room - NOT_LEAN
 
 

@@ -58,6 +58,7 @@ DOORS = {
     "yaml": ("recipe/",),
     "transformers": ("tasks/", "students/", "export/folder.py"),
     "tokenizers": ("students/",),
+    "peft": ("students/",),
     "datasets": ("tasks/",),
     "pyarrow": ("tasks/",),
     "sklearn": ("baselines.py", "measure/audit/", "compress/tree.py"),
@@ -90,7 +91,7 @@ DOORS = {
 """Where a library that is not Python's own may be imported."""
 
 OPTIONAL = {
-    *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn"),
+    *("transformers", "tokenizers", "datasets", "pyarrow", "sklearn", "peft"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "keras", "gguf"),
     *("torch_pruning", "PIL", "timm", "torchvision", "captum"),
     *("mlflow", "wandb", "tensorboard"),

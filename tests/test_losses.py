@@ -36,6 +36,7 @@ KINDS = {  # what `student` can be, without its rows
     "Reused": (LENGTH, WIDTH),
 }
 GIVEN = {"student", "teacher", "labels", "mask", "knowledge", "batch", "progress"}
+NOTED = {"worth", "own", "skew"}  # what a scheme knows of each label
 MASK = torch.arange(LENGTH) < torch.tensor([5, 4, 3, 2, 1, 5])[:, None]
 LABELS = torch.tensor([0, 1, -100, 1, 0, -100])
 KNOWN = LABELS != -100
@@ -204,6 +205,9 @@ class Scene:
             "knowledge": knowledge,
             "batch": Batch(self.keys, self.labels, self.keys, played=self.played),
             "progress": 0.5,
+            "worth": torch.zeros(len(self.labels)),
+            "own": torch.tensor([ord(key) % 2 for key in self.keys]),
+            "skew": torch.tensor([0.1 * (ord(key) % 3) + 0.05 for key in self.keys]),
         }
         return {name: everything[name] for name in given(self.loss)}
 
@@ -256,7 +260,7 @@ def finite(value: Tensor) -> bool:
 
 @pytest.mark.parametrize("loss", LOSSES, ids=title)
 def test_what_attar_gives_stands_before_the_star_and_what_a_recipe_sets_after_it(loss: Any) -> None:
-    assert set(given(loss)) <= GIVEN
+    assert set(given(loss)) <= GIVEN | NOTED
     assert given(loss)[:2] == ["student", "teacher"]
     assert inspect.Parameter.empty not in options(loss).values()
     assert len(options(loss)) <= 6

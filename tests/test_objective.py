@@ -109,6 +109,9 @@ def width(name: str) -> int:
 
 def suited(name: str, batch: Batch) -> Batch:
     """With what a loss asks of a batch: a number for each answer, or what the student did."""
+    if name.startswith("sequence."):
+        each = torch.rand(len(batch))
+        return replace(batch, notes={"worth": each, "own": each.round(), "skew": each / 2})
     if name in ("policy.ppo", "policy.proximal_kl"):
         rows = len(batch)
         done = torch.arange(rows) % CLASSES

@@ -18,11 +18,14 @@ from attar.errors import LayerError, RecipeError, nearest
 from attar.heads import Foreign, Headed, Sparse, dense, in_chunks
 from attar.resolve import asks, compares, foreign, name_of, rowwise
 from attar.resolve import options as options_of
-from attar.types import IGNORE, Knowledge, Lesson
+from attar.types import IGNORE, Batch, Knowledge, Lesson
 
 Weight = float | Callable[[float], float]
 
-GIVEN = ("student", "teacher", "labels", "mask", "knowledge", "batch", "progress")
+NOTED = ("worth", "own", "skew")
+"""What some schemes know of each label, and a loss may ask for where they teach."""
+
+GIVEN = ("student", "teacher", "labels", "mask", "knowledge", "batch", "progress", *NOTED)
 """What a loss may ask for."""
 
 
@@ -150,13 +153,15 @@ class Objective(nn.Module):
         student = _trimmed(student)
         available = {"knowledge": student, "batch": lesson.batch, "progress": progress}
         labels = lesson.batch.labels.to(student.logits.device)
+        notes = _notes(lesson.batch, student.logits.device)
         met = _Met(student, teacher, labels)
         met = met.by_token() if lesson.batch.by_token else met
         common = met.common()
         for each, name, asked in zip(self.terms, self._names, self._asked, strict=True):
+            _check_noted(each, notes)
             values, its = [], common if each.needs_teacher else met
             for key, pair in _pairs(each, its.student, its.teacher).items():
-                given = available | {"labels": its.labels} | self._bridged(each, key, pair)
+                given = available | notes | {"labels": its.labels} | self._bridged(each, key, pair)
                 state = _state_key(name, key)
                 loss = self.losses[state] if each.has_state else each.function_at(progress)
                 values.append(
@@ -288,6 +293,23 @@ def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, An
 def _trimmed(knowledge: Knowledge) -> Knowledge:
     """Without padding that no row needs: one side may come from a store, which keeps none."""
     return knowledge.rows(0, len(knowledge.logits))
+
+
+def _notes(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What is known of each label: where tokens have them, of those that are to be learned."""
+    known = batch.labels != IGNORE
+    notes = {name: note[known] if batch.by_token else note for name, note in batch.notes.items()}
+    return {name: note.to(device) for name, note in notes.items()}
+
+
+def _check_noted(each: Term, notes: Mapping[str, Tensor]) -> None:
+    """Raises RecipeError where a loss is about what only another scheme knows."""
+    for name, parameter in asks(_at_each_step(each.function)).items():
+        if name in NOTED and name not in notes and parameter.default is parameter.empty:
+            raise RecipeError(
+                f"The loss {each.name} asks for the {name!r} of each token, which these lessons do "
+                "not tell; take the scheme that has its name."
+            )
 
 
 def _check_tokens(each: Term, student: Knowledge, teacher: Knowledge | None) -> None:

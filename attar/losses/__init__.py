@@ -3,6 +3,6 @@
 Torch only: each file can be copied out of the house.
 """
 
-from . import attention, feature, policy, relation, response
+from . import attention, feature, policy, relation, response, sequence
 
-__all__ = ["attention", "feature", "policy", "relation", "response"]
+__all__ = ["attention", "feature", "policy", "relation", "response", "sequence"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from attar.students.adapted import adapted as adapted
+from attar.students.adapted import lora
+from attar.students.adapted import merged as merged
 from attar.students.convolutional import cnn
 from attar.students.dense import convnet, mlp
 from attar.students.folder import PAPER as PAPER
@@ -25,6 +28,7 @@ __all__ = [
     "joined",
     "layers",
     "llama",
+    "lora",
     "lstm",
     "mlp",
     "mobilenet",

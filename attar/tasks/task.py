@@ -153,7 +153,15 @@ class Task(ABC):
 
     def write(self, *_: Any) -> Batch:
         """What a model writes. Raises RecipeError: here there are no words."""
-        raise RecipeError(f"teacher_text is for language models; {self.noun} are only answered.")
+        raise RecipeError(f"Writing is for language models; {self.noun} are only answered.")
+
+    def note(self, batch: Batch) -> Mapping[str, Any]:  # noqa: ARG002
+        """What was written, as a checkpoint holds it; here nothing ever is."""
+        return {}
+
+    def read(self, note: Mapping[str, Any]) -> Batch:
+        """What was written, from its note. Raises RecipeError: here nothing ever is."""
+        return self.write(note)
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
         """What of models is to be read in the report beside their figures: tables, by title."""

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from torch import nn
 
 from attar.teach.asking import only
 from attar.types import Batch, Lesson, Moment, Share
 
-Write = Callable[[nn.Module, Batch, float, float], Batch]
-"""Of a model, a batch, the share of each text that stays, and the temperature: what it writes."""
+
+class Write(Protocol):
+    """Of a model, a batch, the share of each text that stays, and the temperature: what it writes.
+
+    Another model may help, by its share of the probability that each token is drawn by.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        prompt: float,
+        temperature: float,
+        other: nn.Module | None = None,
+        share: float = 0.0,
+        /,
+    ) -> Batch: ...
 
 
 def teacher_text(

@@ -321,20 +321,45 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             count += len(mine)
         return {"agreement": same / count, "kl": apart / count, "compared": count}
 
-    def write(self, model: nn.Module, batch: Batch, prompt: float, temperature: float) -> Batch:
+    def write(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        prompt: float,
+        temperature: float,
+        other: nn.Module | None = None,
+        share: float = 0.0,
+    ) -> Batch:
         """What a model writes behind the beginning of each document, which is to be learned.
 
         prompt: share of a document that stays; temperature: 0 for what is likeliest
-        Raises ModelError where the model can't write.
+        other: another model, with its share of the probability that each token is drawn by
+        Raises ModelError where one of them can't write.
         """
-        if causal.reading(model) is not None:
-            raise ModelError(
-                f"{type(model).__name__} writes tokens of its own; give the task its tokenizer."
-            )
-        if not writing.writes(model):
-            raise ModelError(f"{type(model).__name__} is no model of transformers: it can't write.")
-        how = {"prompt": prompt, "temperature": temperature}
-        return self._of(writing.rewritten(model, batch.inputs, self.length, self.tokenizer, **how))
+        for each in (model, other or model):
+            kind = type(each).__name__
+            if causal.reading(each) is not None:
+                raise ModelError(f"{kind} writes tokens of its own; give the task its tokenizer.")
+            if not writing.writes(each):
+                raise ModelError(f"{kind} is no model of transformers: it can't write.")
+        rows = writing.rewritten(
+            model,
+            batch.inputs,
+            self.length,
+            self.tokenizer,
+            prompt=prompt,
+            temperature=temperature,
+            helped=None if other is None else (other, share),
+        )
+        return self._of(rows)
+
+    def note(self, batch: Batch) -> dict[str, Any]:
+        """Rows as tensors and lists, side by side."""
+        return packing.noted(batch.inputs)
+
+    def read(self, note: Mapping[str, Any]) -> Batch:
+        """The batch of the rows that were noted."""
+        return self._of(packing.read(note))
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:
         """How every model goes on from the middle of some test rows, beside what stands there."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from attar.store import key
 from attar.tasks.text.corpora import Document
@@ -76,6 +77,24 @@ def rows(documents: Sequence[Document], tokenizer: Any, length: int, *, pack: bo
     pieces = [piece for piece in pieces if piece.learned[1:].any()]
     packed = _packed(pieces, length) if pack else pieces
     return list({row.key: row for row in packed}.values())
+
+
+def noted(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows in tensors and lists, as a checkpoint holds them."""
+    return {
+        "ids": torch.from_numpy(np.concatenate([row.ids for row in rows])),
+        "learned": torch.from_numpy(np.concatenate([row.learned for row in rows])),
+        "ends": [list(row.ends) for row in rows],
+        "written": [row.written for row in rows],
+    }
+
+
+def read(note: Mapping[str, Any]) -> list[Row]:
+    """The rows that were noted."""
+    cuts = np.cumsum([ends[-1] for ends in note["ends"]])[:-1]
+    ids, learned = (np.split(note[name].numpy(), cuts) for name in ("ids", "learned"))
+    rest = note["ends"], note["written"]
+    return [Row(i, flags, tuple(e), w) for i, flags, e, w in zip(ids, learned, *rest, strict=True)]
 
 
 def _encoded(

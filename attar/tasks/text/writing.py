@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.taps import evaluating
@@ -18,50 +21,95 @@ WORD = re.compile(r"\w+")
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether a model keeps what it has read, so that it can write a token at a time."""
+    """Whether a model is one of `transformers`, which write a token at a time."""
     return "config" in vars(model)
 
 
-@torch.no_grad()
 def continued(
-    model: Any, prompts: Sequence[Ids], most: int, tokenizer: Any, temperature: float = 0.0
+    model: Any,
+    prompts: Sequence[Ids],
+    most: int,
+    tokenizer: Any,
+    temperature: float = 0.0,
+    helped: tuple[nn.Module, float] | None = None,
 ) -> list[Ids]:
     """What a model of `transformers` writes behind each prompt, its end-of-text token included.
 
     most: tokens that it may write
     temperature: of the softmax that is drawn from; at 0 the likeliest token is taken
+    helped: another model, and its share of the probability that each token is drawn by
     """
-    ids, mask = _on_the_left(prompts)
-    device = device_of(model)
-    ids, mask = ids.to(device), mask.to(device)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    still, written, kept = torch.ones(len(prompts), dtype=torch.bool, device=device), [], None
-    with evaluating(model):
-        for _ in range(most):
-            said = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=kept,
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    ids, mask = (each.to(device_of(model)) for each in _on_the_left(prompts))
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    how = GenerationConfig(
+        max_new_tokens=most,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        **(drawn if temperature else {"do_sample": False}),
+    )
+    told: list[Any] = [partial(_known, len(tokenizer))]
+    if helped is not None:
+        told.append(_Beside(*helped, mask))
+    with evaluating(model), _plain(model, GenerationConfig()):
+        rows = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=how,
+            logits_processor=LogitsProcessorList(told),
+        )
+    return [_ended(row, tokenizer.eos_token_id) for row in rows[:, ids.shape[1] :].cpu().numpy()]
+
+
+@contextmanager
+def _plain(model: Any, usual: Any) -> Iterator[None]:
+    """Without what a model's own paper says of sampling, which `generate` would take over."""
+    own, model.generation_config = model.generation_config, usual
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _known(tokens: int, _ids: Tensor, logits: Tensor) -> Tensor:
+    """Logits (rows, vocabulary) in which what no token has can't be drawn."""
+    return logits.index_fill(1, torch.arange(tokens, logits.shape[1]).to(logits.device), -torch.inf)
+
+
+class _Beside:
+    """Mixes into what a model would write next what another would; it reads along."""
+
+    def __init__(self, other: Any, share: float, mask: Tensor) -> None:
+        self.other, self.share, self.mask, self.kept = other, share, mask, None
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Of what was read (rows, length) and the model's logits those to draw from."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)[:, : ids.shape[1]]
+        places = (self.mask.cumsum(1) - 1).clamp_min(0)
+        new = ids if self.kept is None else ids[:, -1:]
+        with evaluating(self.other):
+            said = self.other(
+                input_ids=new,
+                attention_mask=self.mask,
+                position_ids=places[:, -new.shape[1] :],
+                past_key_values=self.kept,
                 use_cache=True,
             )
-            ids = _next(said.logits[:, -1, : len(tokenizer)].float(), temperature)
-            kept = said.past_key_values
-            written.append(torch.where(still, ids, -1))
-            still = still & (ids != tokenizer.eos_token_id)
-            if not still.any():
-                break
-            ids, places = ids[:, None], places[:, -1:] + 1
-            mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    rows = torch.stack(written, 1).cpu().numpy()
-    return [row[row >= 0] for row in rows]
+        self.kept = said.past_key_values
+        known = logits > -torch.inf
+        its = said.logits[:, -1, : logits.shape[1]].float()
+        its = F.pad(its, (0, logits.shape[1] - its.shape[1]), value=-torch.inf)
+        both = its.masked_fill(~known, -torch.inf).softmax(1), logits.float().softmax(1)
+        return torch.lerp(both[1], both[0], self.share).log()
 
 
-def _next(logits: Tensor, temperature: float) -> Tensor:
-    """One token of each row (rows, vocabulary)."""
-    if temperature == 0:
-        return logits.argmax(1)
-    return torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
+def _ended(row: Ids, end: int | None) -> Ids:
+    """A row up to its end-of-text token, behind which is padding."""
+    ends = np.flatnonzero(row == end)
+    return row[: ends[0] + 1] if len(ends) else row
 
 
 def _on_the_left(prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
@@ -83,16 +131,19 @@ def rewritten(
     *,
     prompt: float,
     temperature: float,
+    helped: tuple[nn.Module, float] | None = None,
 ) -> list[Row]:
     """The beginning of each document with what a model writes behind it, which is to be learned.
 
     prompt: share of a document that stays; of conversations and pairs, all before what is learned
+    temperature, helped: as in `continued`
     """
     begun = [_begun(ids, learned, prompt) for row in rows for ids, learned in _documents(row)]
     begun = [each[: length - 1] for each in begun]
     most = length - min(map(len, begun))
+    written = continued(model, begun, most, tokenizer, temperature, helped)
     found = []
-    for ids, new in zip(begun, continued(model, begun, most, tokenizer, temperature), strict=True):
+    for ids, new in zip(begun, written, strict=True):
         whole = np.concatenate([ids, new])[:length]
         learned = np.arange(len(whole)) >= len(ids)
         found.append(Row(whole, learned, (len(whole),), 0))
