@@ -88,7 +88,7 @@ def rewritten(
 
     prompt: share of a document that stays; of conversations and pairs, all before what is learned
     """
-    begun = [_begun(ids, learned, prompt) for row in rows for ids, learned in _documents(row)]
+    begun = [opening(ids, learned, prompt) for row in rows for ids, learned in _documents(row)]
     begun = [each[: length - 1] for each in begun]
     most = length - min(map(len, begun))
     found = []
@@ -104,7 +104,7 @@ def _documents(row: Row) -> list[tuple[Ids, Any]]:
     return list(zip(np.split(row.ids, ends), np.split(row.learned, ends), strict=True))
 
 
-def _begun(ids: Ids, learned: Any, prompt: float) -> Ids:
+def opening(ids: Ids, learned: Any, prompt: float) -> Ids:
     """What a document begins with: at least a token."""
     if not learned.all() and learned.any():
         return ids[: max(1, int(np.flatnonzero(learned)[0]))]
