@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,13 @@ class Headed:
         """The same, through which no gradient can flow."""
         bias = None if self.bias is None else self.bias.detach()
         return Headed(self.states.detach(), self.weight.detach(), bias)
+
+    def first(self, classes: int) -> Headed:
+        """The same of the first classes alone."""
+        if classes == len(self.weight):
+            return self
+        bias = None if self.bias is None else self.bias[:classes]
+        return Headed(self.states, self.weight[:classes], bias)
 
     def dense(self) -> Tensor:
         """The logits themselves."""
@@ -202,13 +209,18 @@ def in_chunks(
     return value
 
 
-def cross_entropy(logits: Tensor | Headed, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor | Headed, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The mean cross-entropy with all labels that are known: those that are not `IGNORE`.
 
     logits: (..., classes); labels: (...) int64
+    label_smoothing: share of each label that is spread evenly over all classes
     """
     known = labels != IGNORE
-    return in_chunks(_surprise, {"student": logits[known], "labels": labels[known]})
+
+    def surprise(student: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(student.float(), labels, label_smoothing=label_smoothing)
+
+    return in_chunks(surprise, {"student": logits[known], "labels": labels[known]})
 
 
 def dense(logits: Tensor | Headed | Sparse) -> Tensor:
@@ -216,8 +228,12 @@ def dense(logits: Tensor | Headed | Sparse) -> Tensor:
     return logits if isinstance(logits, Tensor) else logits.dense()
 
 
-def _surprise(student: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(student.float(), labels)
+def parts(logits: Tensor | Headed) -> Iterator[tuple[slice, Tensor]]:
+    """All rows of (rows, classes) in float32, about 4 million logits at a time, and which."""
+    rows = max(1, CHUNK // logits.shape[-1])
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        yield part, dense(logits[part]).float()
 
 
 def _cut(value: Any, part: slice, whole: int) -> Any:

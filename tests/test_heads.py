@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from largest import Largest
 from test_losses import ROOM, given, title
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attar.distill import Objective, term
 from attar.errors import RecipeError
@@ -358,24 +357,6 @@ def test_the_code_of_the_page_runs() -> None:
 
 
 # --- memory
-
-
-class Largest(TorchDispatchMode):
-    """Notes how many numbers each tensor has that is made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        there = {each.data_ptr() for each in tree_leaves(args) if isinstance(each, Tensor)}
-        for each in tree_leaves(made):
-            if isinstance(each, Tensor) and each.data_ptr() not in there:
-                self.sizes.append(each.numel())
-        return made
 
 
 @pytest.mark.parametrize("loss", [response.kl, response.jsd, response.adaptive_kl], ids=title)

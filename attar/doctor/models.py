@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attar import teach
 from attar.doctor.finding import Finding, share
+from attar.heads import dense
 from attar.resolve import chosen
 from attar.setting import Cast, Setting
 from attar.tasks import text
@@ -127,7 +128,7 @@ def eval_mode(here: Setting, cast: Cast) -> Iterator[Finding]:
         yield Finding(name, None, "There is no teacher.")
         return
     forward = here.task.forward
-    first, second = (teach.ask(cast.teacher, batch, forward).logits for _ in range(2))
+    first, second = (dense(teach.ask(cast.teacher, batch, forward).logits) for _ in range(2))
     if torch.equal(first, second):
         yield Finding(name, True, "The teacher gives the same answer twice.")
     else:

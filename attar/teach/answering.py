@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from attar.errors import RecipeError
+from attar.heads import dense
 from attar.types import IGNORE, Batch, Lesson
 
 
@@ -25,6 +26,6 @@ def pseudo_labels(lessons: Iterable[Lesson]) -> Iterator[Lesson]:
     for lesson in lessons:
         if lesson.teacher is None:
             raise RecipeError("pseudo_labels needs lessons with a teacher; nobody teaches these.")
-        answers = lesson.teacher.logits.argmax(1).to(lesson.batch.labels.device)
+        answers = dense(lesson.teacher.logits).argmax(-1).to(lesson.batch.labels.device)
         labels = torch.where(lesson.batch.labels == IGNORE, answers, lesson.batch.labels)
         yield Lesson(replace(lesson.batch, labels=labels), None)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attar import store as knowledge_store
 from attar.errors import RecipeError
+from attar.heads import dense
 from attar.store import Coded
 from attar.taps import evaluating
 from attar.types import Batch, Count, Forward, Knowledge, Lesson
@@ -127,6 +128,11 @@ def ask(teacher: nn.Module, batch: Batch, forward: Forward) -> Knowledge:
     """What a teacher makes of a batch: in eval mode, detached, its own mode restored."""
     with evaluating(teacher), torch.no_grad():
         return forward(teacher, batch).detach()
+
+
+def told(knowledge: Knowledge) -> Tensor:
+    """The logarithms of a model's answers, (..., classes), all of them made."""
+    return dense(knowledge.logits).float().log_softmax(-1)
 
 
 def mixable(exclusive: bool, scheme: str) -> None:

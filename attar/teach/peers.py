@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attar.errors import RecipeError
-from attar.teach.asking import ask, mixable
+from attar.teach.asking import ask, mixable, told
 from attar.types import Batch, Engine, Forward, Knowledge, Lesson, Stateful
 
 Judge = Callable[[Knowledge, Knowledge], nn.Module]
@@ -99,11 +99,12 @@ class _Peer:
             part.load_state_dict(state[str(number)])
 
 
-def _but(number: int, said: Sequence[Knowledge]) -> list[Tensor]:
-    return [knowledge.logits for n, knowledge in enumerate(said) if n != number]
+def _but(number: int, said: Sequence[Knowledge]) -> list[Knowledge]:
+    return [knowledge for n, knowledge in enumerate(said) if n != number]
 
 
-def mean(answers: Sequence[Tensor]) -> Knowledge:
-    """The mean of several answers' probabilities, as logits (rows, classes)."""
-    logs = torch.stack([logits.float().log_softmax(1) for logits in answers])
-    return Knowledge(logs.logsumexp(0) - torch.tensor(float(len(answers))).log())
+def mean(answers: Sequence[Knowledge]) -> Knowledge:
+    """The mean of several answers' probabilities, as logits."""
+    logs = torch.stack([told(each) for each in answers])
+    whole = logs.logsumexp(0) - torch.tensor(float(len(answers))).log()
+    return Knowledge(whole, mask=answers[0].mask)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar.errors import LayerError, RecipeError
-from attar.teach.asking import ask, mixable, only
+from attar.teach.asking import ask, mixable, only, told
 from attar.types import IGNORE, Batch, Engine, Forward, Knowledge, Lesson
 
 Load = Callable[[str], nn.Module]
@@ -78,19 +78,23 @@ def ensemble(
         )
     for batch in batches:
         said = [ask(teacher, batch, forward) for teacher in teachers]
-        logs = torch.stack([each.logits.float().log_softmax(1) for each in said])
+        places = said[0].logits.shape[:-1]
+        logs = torch.stack([told(each).flatten(0, -2) for each in said])
         shares = (
-            (torch.tensor(weights) / sum(weights))[:, None].expand(-1, len(batch))
+            (torch.tensor(weights) / sum(weights))[:, None].expand(logs.shape[:2])
             if weights
-            else _shares(logs, batch.labels.to(logs.device), how)
+            else _shares(
+                logs, batch.labels[tuple(map(slice, places))].flatten().to(logs.device), how
+            )
         )
         shares = shares.to(logs.device)
         known = ~logs.isneginf()
         mixture = (logs + shares.log().unsqueeze(2)).logsumexp(0)
         if not known.all():
             mixture = _united(logs, shares, known).to(mixture)
+        shares = shares.unflatten(1, places)
         features = {path: _mixed(path, said, shares) for path in said[0].features}
-        yield Lesson(batch, Knowledge(mixture, features, said[0].mask))
+        yield Lesson(batch, Knowledge(mixture.unflatten(0, places), features, said[0].mask))
 
 
 def _united(logs: Tensor, shares: Tensor, known: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ def _united(logs: Tensor, shares: Tensor, known: Tensor) -> Tensor:
 
 
 def _mixed(path: str, said: Sequence[Knowledge], shares: Tensor) -> Tensor:
-    """The teachers' features of one layer, each row by the teachers' shares of it."""
+    """The teachers' features of one layer, each row or token by the teachers' shares of it."""
     features = [knowledge.features[path] for knowledge in said]
     if len({feature.shape for feature in features}) > 1:
         shapes = " and ".join(str(tuple(feature.shape)) for feature in features)
@@ -143,7 +147,9 @@ def _mixed(path: str, said: Sequence[Knowledge], shares: Tensor) -> Tensor:
             "take losses over logits, or teachers of one shape."
         )
     stacked = torch.stack(features)
-    return (stacked * shares.view(*shares.shape, *[1] * (stacked.dim() - 2))).sum(0)
+    if stacked.shape[: shares.dim()] != shares.shape:  # tokens pooled or compared
+        shares = shares.mean(2)
+    return (stacked * shares.view(*shares.shape, *[1] * (stacked.dim() - shares.dim()))).sum(0)
 
 
 def _shares(logs: Tensor, labels: Tensor, how: How) -> Tensor:
@@ -199,6 +205,8 @@ def uncertain(
             f"The share that uncertain asks about is above 0 and at most 1, not {share}."
         )
     for batch in batches:
+        if batch.by_token:
+            raise RecipeError("uncertain asks about rows that have one answer, and not about text.")
         try:
             logits = ask(student, batch, forward).logits.float()
         except LayerError:  # it has been asked for the teacher's layers

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attar import heads
 from attar.errors import DataError, ModelError
 from attar.store import key
 from attar.taps import evaluating, tapped
 from attar.tasks.intervals import interval
-from attar.tasks.loading import device_of, logits
+from attar.tasks.loading import device_of
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
 from attar.tasks.text import causal, corpora, packing, tokenizing, writing
+from attar.tasks.text.answers import answered
 from attar.tasks.text.packing import Row
 from attar.types import IGNORE, Amount, Batch, Count, Knowledge
 
@@ -210,12 +212,15 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         tokenizing.tokenizer_of(model).save_pretrained(folder)
 
     def forward(self, model: nn.Module, batch: Batch, layers: Sequence[str] = ()) -> Knowledge:
-        """Logits (rows, length, vocabulary) of what comes after each token, and some features."""
+        """Logits (rows, length, vocabulary) of what comes after each token, and some features.
+
+        They are `attar.heads.Headed`, not made yet, where the model does no more than its head.
+        """
         inputs = self.encode(model, batch.inputs)
         rows, length = inputs["input_ids"].shape
         mask = _mask(batch.inputs, length).long().to(inputs["input_ids"].device)
         with tapped(model, layers) as heard:
-            answers = logits(model(**inputs))
+            answers = answered(model, inputs)
         if answers.dim() != 3 or answers.shape[:2] != (rows, length):
             raise ModelError(
                 f"{type(model).__name__} gave answers of shape {tuple(answers.shape)} for {rows} "
@@ -227,16 +232,18 @@ class generation(Task):  # noqa: N801  (a recipe names it)
                 f"tokenizer has {self.vocabulary:,}: resize the model's embeddings."
             )
         # No text has a token beyond the tokenizer's own, so what stands there is padding.
-        return Knowledge(answers[..., : self.vocabulary].float(), heard(mask), mask)
+        told = (
+            answers[..., : self.vocabulary].float()
+            if isinstance(answers, Tensor)
+            else answers.first(self.vocabulary)
+        )
+        return Knowledge(told, heard(mask), mask)
 
     def loss(self, knowledge: Knowledge, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy with the token that comes next, the mean over those to be foretold."""
-        said: Tensor = knowledge.logits
+        said = knowledge.logits
         labels = batch.labels[:, : said.shape[1]].to(said.device)
-        at = labels != IGNORE
-        if not at.any():
-            return said.sum() * 0.0
-        return F.cross_entropy(said[at], labels[at], label_smoothing=label_smoothing)
+        return heads.cross_entropy(said, labels, label_smoothing)
 
     @torch.no_grad()
     def judged(self, model: nn.Module, part: str) -> tuple[Worths, dict[str, float]]:
@@ -309,8 +316,9 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     def _said(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""
-        answers: Tensor = self.forward(model, batch).logits.cpu()
-        return answers[batch.labels[:, : answers.shape[1]] != IGNORE]
+        answers = self.forward(model, batch).logits
+        at = batch.labels[:, : answers.shape[1]] != IGNORE
+        return heads.dense(answers[at.to(answers.device)]).cpu()
 
     def _ordered(self, part: str) -> Sequence[int]:
         return sorted(self._part(part), key=lambda row: (self._length(row), row))
@@ -336,7 +344,10 @@ def _told(said: Knowledge, batch: Batch) -> list[tuple[float, int, int]]:
     found = []
     for answers, labels in zip(said.logits, batch.labels, strict=True):
         at = labels[: len(answers)] != IGNORE
-        told, truth = answers[at.to(answers.device)], labels[: len(answers)][at].to(answers.device)
-        lost = float(F.cross_entropy(told, truth, reduction="sum").double())
-        found.append((lost, int((told.argmax(1) == truth).sum()), len(truth)))
+        truth = labels[: len(answers)][at].to(answers.device)
+        lost, right = 0.0, 0
+        for part, told in heads.parts(answers[at.to(answers.device)]):
+            lost += float(F.cross_entropy(told, truth[part], reduction="sum").double())
+            right += int((told.argmax(1) == truth[part]).sum())
+        found.append((lost, right, len(truth)))
     return found
