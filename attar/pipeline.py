@@ -32,6 +32,7 @@ from attar.distill import Term
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, ModelError, RecipeError
+from attar.hearing import heard
 from attar.measure.comparing import emulated
 from attar.recipe import Piece, Recipe
 from attar.report import Report
@@ -86,7 +87,7 @@ def _followed(here: Setting, started: float) -> Report:
     book = Book()
     _rehearse(here)
     teacher = find_teacher(here, book)
-    here = here.with_states(teacher)
+    here = heard(here.with_states(teacher), book)
     student = build_student(here, teacher)
     taught = teaching(here, teacher, student, book)
     fill_store(here, teacher, taught, book)
@@ -168,7 +169,7 @@ def _as_it_is(
 
     student_of: gives the student of another recipe, which may be this one's teacher
     """
-    if here.plan.teacher is None:
+    if here.plan.teacher is None or here.afar:
         return None, False
     folder = teacher_kept(here)
     torch.manual_seed(here.recipe.seed)
@@ -188,7 +189,7 @@ def student_of(there: Setting) -> nn.Module:
     book = Book()
     _rehearse(there)
     teacher = find_teacher(there, book)
-    there = there.with_states(teacher)
+    there = heard(there.with_states(teacher), book)
     student = build_student(there, teacher)
     taught = teaching(there, teacher, student, book)
     fill_store(there, teacher, taught, book)

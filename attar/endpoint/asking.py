@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,8 @@ from attar.endpoint.bill import Bill, dearest
 from attar.endpoint.pace import Pace, backoff
 from attar.endpoint.speech import (
     Garbage,
-    key_of,
     kept,
+    key_of,
     out_of_credit,
     read,
     reason_of,
@@ -25,7 +26,7 @@ from attar.errors import EndpointError
 from attar.store import Said
 from attar.types import Question
 
-LIMITS = {"at_once": 8, "retries": 8, "timeout": 120}
+LIMITS: dict[str, float] = {"at_once": 8, "retries": 8, "timeout": 120}
 """Requests under way together, how often one is tried again, seconds for each: where unsaid."""
 
 NEVER = 3
@@ -51,10 +52,25 @@ class Endpoint:
     model: str
     key: str | None = None
     top: int | None = None
-    price: Mapping[str, float] | None = None
+    price: Mapping[Any, float] | None = None
     budget: float | None = None
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[Any, float] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises EndpointError for what can be told before anything is asked."""
+        wire.split(self.url)
+        if self.key is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.key):
+            # It may be the key itself, so it is not repeated.
+            raise EndpointError(
+                "`key` of an endpoint is the name of the environment variable that holds the key, "
+                "such as OPENAI_API_KEY, and never the key itself."
+            )
+        if self.budget is not None and {"prompt", "completion"} - set(self.price or {}):
+            raise EndpointError("A budget needs the `price` of both prompt and completion tokens.")
+        for name in ("requests", "tokens", "at_once", "timeout"):
+            if name in self.limits and self.limits[name] <= 0:
+                raise EndpointError(f"The limit {name!r} of an endpoint is more than 0.")
 
     @property
     def host(self) -> str:
@@ -107,16 +123,12 @@ def asked(
     bill.take_in(said.records())
     each = {one.key: one for one in questions}
     wanted = [one for one in each.values() if one.key not in said]
-    work = _Work(endpoint, bill, said, len(each), progress)
+    work = _Work(endpoint, bill, said, len(each) - len(wanted), len(each), progress)
     if wanted:
-        work.do(wanted, _key(endpoint))
+        work.do(wanted, wire.key_in(endpoint.key, endpoint.url))
     if work.spent:
         _spent(bill, list(each), said)
     return Told(len(wanted) - len(work.nothing), work.nothing, bill)
-
-
-def _key(endpoint: Endpoint) -> str:
-    return wire.key_in(endpoint.key, endpoint.url)
 
 
 def _spent(bill: Bill, keys: Sequence[str], said: Said) -> NoReturn:
@@ -138,13 +150,14 @@ class _Work:
         endpoint: Endpoint,
         bill: Bill,
         said: Said,
+        known: int,
         total: int,
         progress: Callable[[int, int, str], None],
     ) -> None:
         self.endpoint, self.bill, self.said = endpoint, bill, said
         self.nothing: dict[str, str] = {}
         self.spent = False
-        self._total, self._progress = total, progress
+        self._known, self._total, self._progress = known, total, progress
         self._stop, self._lock = threading.Event(), threading.Lock()
         limits = endpoint.limits
         self._pace = Pace(limits.get("requests"), limits.get("tokens"), self._stop.wait)
@@ -188,12 +201,13 @@ class _Work:
             if not why:
                 return
             failures, unkept = failures + 1, unkept * (not again.kept)
-            if again.useless or (failures > self.endpoint.limit("retries") and again.own):
-                return self._came_to_nothing(one, why)
-            if failures > self.endpoint.limit("retries"):
-                raise EndpointError(f"{self._where(why)}, {failures} times. {self._so_far()}")
+            over = failures > self.endpoint.limit("retries")
+            if again.useless or (over and again.own):
+                self._came_to_nothing(one, why)
+                return
+            if over:
+                raise EndpointError(f"{_upper(why)}, {failures} times. {self._so_far()}")
             self._rest(again, failures)
-        return None
 
     def _rest(self, again: _Again, failures: int) -> None:
         """Wait before the next try: all of them, where the server asks for it."""
@@ -227,7 +241,8 @@ class _Work:
         self.said.put(one.key, record | _cost(charged, usage is not None, tries))
         self.bill.settle(one.body, charged, told=usage is not None)
         with self._lock:
-            self._progress(len(self.said), self._total, self._word())
+            self._known += 1
+            self._progress(self._known, self._total, self._word())
         return "", _Again()
 
     def _paid(self, one: Asked, tries: int, usage: Any, paid: bool) -> None:
@@ -280,12 +295,11 @@ class _Work:
 
     def _never(self) -> str:
         why = next(reversed(self.nothing.values()))
-        return f"{self._where(why)}; no prompt was answered, so no more are sent."
-
-    def _where(self, why: str) -> str:
-        return why[0].upper() + why[1:] if why.startswith("nobody") else why
+        return f"{_upper(why)}; no prompt was answered, so no more are sent."
 
     def _so_far(self) -> str:
+        if not len(self.said):
+            return "Nothing was answered yet."
         return f"{len(self.said)} answers are kept; run again to go on."
 
     def _word(self) -> str:
@@ -308,6 +322,10 @@ class _Again:
     own: bool = False
     useless: bool = False
     kept: bool = False
+
+
+def _upper(why: str) -> str:
+    return why[0].upper() + why[1:] if why.startswith("nobody") else why
 
 
 def _cost(usage: Any, told: bool, tries: int) -> dict[str, Any]:

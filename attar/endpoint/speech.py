@@ -99,7 +99,10 @@ def out_of_credit(raw: str) -> bool:
         error = _object(raw).get("error")
     except Garbage:
         return False
-    return isinstance(error, dict) and "insufficient_quota" in (error.get("code"), error.get("type"))
+    return isinstance(error, dict) and "insufficient_quota" in (
+        error.get("code"),
+        error.get("type"),
+    )
 
 
 def kept(answer: Answer) -> dict[str, Any]:

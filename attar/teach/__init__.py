@@ -18,6 +18,7 @@ from attar.teach.peers import mutual
 from attar.teach.rewarded import rewarded
 from attar.teach.several import ensemble, uncertain
 from attar.teach.stored import stored
+from attar.teach.written import spoken as spoken
 from attar.teach.written import teacher_text
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from attar.tasks.intervals import interval
 from attar.tasks.loading import device_of
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
-from attar.tasks.text import causal, corpora, packing, tokenizing, writing
+from attar.tasks.text import causal, corpora, dictated, packing, tokenizing, writing
 from attar.tasks.text.answers import answered
 from attar.tasks.text.packing import Row
-from attar.types import IGNORE, Amount, Batch, Count, Knowledge
+from attar.types import IGNORE, Amount, Answer, Batch, Count, Knowledge, Question
 
 AT_ONCE = 1024
 """Tokens that are asked about together where nothing else says how many."""
@@ -74,7 +74,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         self._dataset = dataset
         found = corpora.read(dataset, self.tokenizer)
         parts, self.notes = corpora.divided(found, seed, validation)
-        self.texts = tuple(each.text for each in parts["train"])
+        self._documents = parts["train"]
+        self.texts = tuple(each.text for each in self._documents)
         self.length, self.pack, self.prompts, self._seed = length, pack, prompts, seed
         self.swept = max(1, AT_ONCE // length)
         self._teacher: nn.Module | None = None
@@ -306,6 +307,44 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             raise ModelError(f"{type(model).__name__} is no model of transformers: it can't write.")
         how = {"prompt": prompt, "temperature": temperature}
         return self._of(writing.rewritten(model, batch.inputs, self.length, self.tokenizer, **how))
+
+    def questions(
+        self, prompt: float, most: int | None = None, by: dictated.By | None = None
+    ) -> list[Question]:
+        """What a teacher that is no network here would be asked to go on from.
+
+        prompt: share of a text that it is given; most: tokens of an answer, at most what is left of
+        a row; by: whether it is asked by messages, or goes on from a text
+        """
+        how: dict[str, Any] = {"prompt": prompt, "most": most, "by": by}
+        return list(dictated.questions(self._documents, self.tokenizer, self.length, **how))
+
+    def heard(
+        self, pairs: Iterable[tuple[Question, Answer]], top: int | None = None
+    ) -> tuple[generation, dictated.Dictated]:
+        """The same task, whose rows to learn from are what was answered; and what these rows are.
+
+        top: how many likely tokens were asked for at each place; None where none
+        Raises DataError where nothing was answered.
+        """
+        how: dict[str, Any] = {"pack": self.pack, "top": top}
+        found = dictated.dictated(pairs, self.tokenizer, self.length, **how)
+        if not found.rows:
+            raise DataError("The teacher answered nothing that could be learned from.")
+        there = copy.copy(self)
+        there._rows = [*self._rows, *found.rows]
+        there._keys = [row.key for row in there._rows]
+        there.rows = {**self.rows, "train": tuple(range(len(self._rows), len(there._rows)))}
+        return there, found
+
+    def verbatim(self, batch: Batch) -> Knowledge:
+        """What a teacher would say that is sure of each token that comes."""
+        longest = max(map(len, batch.inputs))
+        ids = batch.labels[:, :longest].clamp_min(0)[..., None]
+        sure = heads.Sparse(
+            ids, torch.ones(ids.shape), torch.zeros(ids.shape[:2]), 1, self.vocabulary
+        )
+        return Knowledge(sure, mask=_mask(batch.inputs, longest).long())
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:
         """How every model goes on from the middle of some test rows, beside what stands there."""
