@@ -45,7 +45,7 @@ def pieces(text: str) -> list[str]:
 
 def likely(piece: str) -> dict[str, float]:
     """A piece that is as likely as can be, and two others."""
-    return {piece: math.log(0.7), " owl": math.log(0.2), "!": math.log(0.05)}
+    return {" owl": math.log(0.2), "!": math.log(0.05)} | {piece: math.log(0.7)}
 
 
 def answered(path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,9 @@ class Speaker:
 
 
 @contextmanager
-def speaking(acts: Callable[[int, str, dict[str, Any]], Reply | None] | None = None) -> Iterator[Speaker]:
+def speaking(
+    acts: Callable[[int, str, dict[str, Any]], Reply | None] | None = None,
+) -> Iterator[Speaker]:
     """A server for a while."""
     speaker = Speaker() if acts is None else Speaker(acts)
 

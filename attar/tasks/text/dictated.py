@@ -21,6 +21,9 @@ from attar.types import Answer, Question
 By = Literal["chat", "completions"]
 """Whether one is asked by messages, or goes on from a text."""
 
+LEAST = 1e-8
+"""What all tokens have together of which nothing is told: none of them is impossible."""
+
 _AT_ONCE = 64
 """Rows whose likely tokens are put together."""
 
@@ -285,11 +288,11 @@ def _filled(
     best = sorted(known.items(), key=lambda each: -each[1])[:entries]
     whole = max(1.0, sum(known.values()))
     ids, weights = [n for n, _ in best], [p / whole for _, p in best]
-    rest = max(0.0, 1.0 - sum(weights))
+    rest = max(LEAST, 1.0 - sum(weights))
     others = (n for n in range(classes) if n not in known)
     share = rest / max(1, classes - len(ids))
     while len(ids) < min(entries, classes):
         ids.append(next(others))
         weights.append(share)
         rest -= share
-    return ids, weights, max(0.0, rest)
+    return ids, weights, max(LEAST, rest)

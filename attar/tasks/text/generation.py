@@ -342,7 +342,11 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         longest = max(map(len, batch.inputs))
         ids = batch.labels[:, :longest].clamp_min(0)[..., None]
         sure = heads.Sparse(
-            ids, torch.ones(ids.shape), torch.zeros(ids.shape[:2]), 1, self.vocabulary
+            ids,
+            torch.ones(ids.shape),
+            torch.full(ids.shape[:2], dictated.LEAST),
+            1,
+            self.vocabulary,
         )
         return Knowledge(sure, mask=_mask(batch.inputs, longest).long())
 
