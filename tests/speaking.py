@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import storybook
+
+from attar.endpoint import Asked, Endpoint, Told, answer_of, asked
+from attar.store import Said
+from attar.types import Question
 
 SAYS = (" the fox found a coin and was glad.", " Mara sang in the rain", " an old owl slept.")
 
@@ -134,3 +139,35 @@ def speaking(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+PROMPTS = [f"Story {n}." for n in range(6)]
+
+
+def endpoint(url: str, **more: Any) -> Endpoint:
+    limits = {"at_once": 2, "retries": 3, "timeout": 5} | more.pop("limits", {})
+    return Endpoint(url, "speaker", **{"key": "THE_KEY", "limits": limits, **more})
+
+
+def sent(to: Endpoint, prompts: list[str] = PROMPTS) -> list[Asked]:
+    return [to.asks(Question(each, most=8, size=4), 1.0) for each in prompts]
+
+
+def asking(to: Endpoint, folder: Path, prompts: list[str] = PROMPTS) -> tuple[Told, Said]:
+    with Said.open(folder, {}) as said:
+        return asked(to, sent(to, prompts), said), said
+
+
+def texts(to: Endpoint, folder: Path) -> dict[str, str]:
+    """What is kept, by prompt."""
+    with Said.open(folder, {}) as said:
+        return {
+            one.body["prompt"]: answer_of(said.get(one.key)["answer"]).text
+            for one in sent(to)
+            if one.key in said
+        }
+
+
+def paid(server: Speaker) -> dict[str, int]:
+    """How often each prompt was sent."""
+    return {json.loads(said)[0]: count for said, count in server.times.items()}

@@ -14,6 +14,7 @@ from attar.endpoint.bill import Bill, dearest
 from attar.endpoint.pace import Pace, backoff
 from attar.endpoint.speech import (
     Garbage,
+    Usage,
     kept,
     key_of,
     out_of_credit,
@@ -220,37 +221,32 @@ class _Work:
     def _tried(self, one: Asked, key: str, tries: int) -> tuple[str, _Again]:
         """One request: why it failed, nothing where it did not; and how to go on."""
         url = f"{self.endpoint.url.rstrip('/')}/{one.path}"
+        charged, told = None, True
         try:
             reply = wire.post(url, one.body, key, self.endpoint.limit("timeout"))
+            if reply.status != 200:
+                return self._refused(reply, key)
+            usage = usage_of(reply.text)
+            charged, told = usage or dearest(one.body), usage is not None
+            answer, who = read(reply.text)
+            self.said.put(
+                one.key, {"answer": kept(answer), "by": who} | _cost(charged, told, tries)
+            )
         except wire.Lost as lost:
-            self._paid(one, tries, None, lost.paid)
+            if lost.paid:
+                charged, told = dearest(one.body), False
+                self.said.put(one.key, _cost(charged, told, tries))
             return str(lost), _Again(kept=lost.paid)
-        except BaseException:
-            self.bill.settle(one.body, None)
-            raise
-        if reply.status != 200:
-            self.bill.settle(one.body, None)
-            return self._refused(reply, key)
-        try:
-            answer, usage, who = read(reply.text)
         except Garbage as garbage:
-            self._paid(one, tries, usage_of(reply.text), True)
+            assert charged is not None
+            self.said.put(one.key, _cost(charged, told, tries))
             return f"{self.endpoint.host} sent no answer: {garbage}", _Again(own=True, kept=True)
-        charged = usage or dearest(one.body)
-        record = {"answer": kept(answer), "by": who}
-        self.said.put(one.key, record | _cost(charged, usage is not None, tries))
-        self.bill.settle(one.body, charged, told=usage is not None)
+        finally:
+            self.bill.settle(one.body, charged, told=told)
         with self._lock:
             self._known += 1
             self._progress(self._known, self._total, self._word())
         return "", _Again()
-
-    def _paid(self, one: Asked, tries: int, usage: Any, paid: bool) -> None:
-        """Write down what a request cost that gave no answer, as far as that can be told."""
-        charged = usage or dearest(one.body) if paid else None
-        if charged is not None:
-            self.said.put(one.key, _cost(charged, usage is not None, tries))
-        self.bill.settle(one.body, charged, told=usage is not None)
 
     def _refused(self, reply: wire.Reply, key: str) -> tuple[str, _Again]:
         """What another status than 200 means. Raises EndpointError where no other will come."""
@@ -328,5 +324,5 @@ def _upper(why: str) -> str:
     return why[0].upper() + why[1:] if why.startswith("nobody") else why
 
 
-def _cost(usage: Any, told: bool, tries: int) -> dict[str, Any]:
+def _cost(usage: Usage, told: bool, tries: int) -> dict[str, Any]:
     return {"usage": [usage.prompt, usage.completion], "told": told, "tries": tries}

@@ -30,7 +30,8 @@ class Bill:
         self.prompt = self.completion = self.untold = 0
         self.requests = self.retries = 0
         self._guessed = self._promised = 0.0
-        self._lock = threading.Lock()
+        self._under_way = 0
+        self._lock = threading.Condition()
 
     @property
     def cost(self) -> float:
@@ -50,26 +51,37 @@ class Bill:
             self.retries += each["tries"] - ("answer" in each)
 
     def promise(self, body: Mapping[str, Any]) -> bool:
-        """Whether a request can be paid at its dearest, with all under way; it is set aside."""
+        """Whether a request can be paid at its dearest, with all under way; it is set aside.
+
+        Where it can't, but those under way may cost less than was set aside, they are waited for.
+        """
+        worst = self._of(dearest(body))
         with self._lock:
-            worst = self._of(dearest(body))
-            if self.budget is not None and self.most + self._promised + worst > self.budget:
+            while self._over(worst) and self._under_way:
+                self._lock.wait()
+            if self._over(worst):
                 return False
             self._promised += worst
+            self._under_way += 1
             return True
 
     def settle(self, body: Mapping[str, Any], usage: Usage | None, *, told: bool = True) -> None:
         """What a request came to; None where nothing was charged."""
         with self._lock:
             self._promised -= self._of(dearest(body))
+            self._under_way -= 1
             if usage is not None:
                 self._add(usage, told=told)
+            self._lock.notify_all()
 
     def tried(self, *, again: bool) -> None:
         """Count a request; again: whether it was not the first of its question."""
         with self._lock:
             self.requests += 1
             self.retries += again
+
+    def _over(self, worst: float) -> bool:
+        return self.budget is not None and self.most + self._promised + worst > self.budget
 
     def _add(self, usage: Usage, *, told: bool) -> None:
         if told:

@@ -53,11 +53,8 @@ def key_of(path: str, body: Mapping[str, Any]) -> str:
     return key(json.dumps([path, body], sort_keys=True))
 
 
-def read(raw: str) -> tuple[Answer, Usage | None, str]:
-    """An answer, what it cost where that is told, and who says to have given it.
-
-    Raises Garbage where it is none; what it cost all the same is in `usage_of`.
-    """
+def read(raw: str) -> tuple[Answer, str]:
+    """An answer, and who says to have given it. Raises Garbage where it is none."""
     whole = _object(raw)
     choices = whole.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -69,7 +66,7 @@ def read(raw: str) -> tuple[Answer, Usage | None, str]:
         raise Garbage("its first choice has no text")
     tokens, likely = _told(choice.get("logprobs"))
     answer = Answer(text, choice.get("finish_reason") in ENDED, tokens, likely)
-    return answer, usage_of(raw), str(whole.get("model", ""))
+    return answer, str(whole.get("model", ""))
 
 
 def usage_of(raw: str) -> Usage | None:
