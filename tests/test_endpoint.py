@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from email.utils import formatdate
 from pathlib import Path
@@ -326,3 +329,38 @@ def test_what_changes_the_question_changes_its_address(change: dict[str, Any]) -
     other = Endpoint(**{"url": "https://one.example/v1", "model": "speaker"} | change)
     assert sent(other)[0].key != one.key
     assert sent(endpoint("https://two.example/v1", key=None))[0].key == one.key
+
+
+ASKS = """
+import sys
+from pathlib import Path
+from attar.endpoint import Endpoint, asked
+from attar.store import Said
+from attar.types import Question
+to = Endpoint(sys.argv[1], "speaker", limits={"at_once": 1})
+with Said.open(Path(sys.argv[2]), {}) as said:
+    asked(to, [to.asks(Question(text, most=8), 1.0) for text in sys.argv[3:]], said)
+"""
+
+
+def test_a_process_that_is_killed_has_paid_for_one_answer_too_many_at_most(tmp_path: Path) -> None:
+    asked_for, over = threading.Event(), threading.Event()
+
+    def acts(*_: Any) -> None:
+        if len(server.asked) == 4:
+            asked_for.set()
+            over.wait(20)
+
+    with speaking(acts) as server:
+        paths = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+        program = [sys.executable, "-c", ASKS, server.url, str(tmp_path), *PROMPTS]
+        process = subprocess.Popen(program, env=paths)
+        assert asked_for.wait(60)
+        process.kill()
+        process.wait()
+        over.set()
+        to = endpoint(server.url)
+        assert len(texts(to, tmp_path)) == 3
+        asking(to, tmp_path)
+    assert texts(to, tmp_path) == ALL
+    assert sorted(paid(server).values()) == [1, 1, 1, 1, 1, 2]

@@ -37,6 +37,19 @@ class Said:
     _file: BinaryIO | None
 
     @classmethod
+    def below(cls, folder: Path) -> list[Self]:
+        """All that was said in a folder and in those right below it."""
+        papers = [*folder.glob(PAPER), *sorted(folder.glob(f"*/{PAPER}"))]
+        found = []
+        for paper in papers:
+            try:
+                facts = json.loads(paper.read_bytes())["asked"]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise StoreError(f"{paper} can't be read: delete it, the answers stay") from error
+            found.append(cls.open(paper.parent, facts))
+        return found
+
+    @classmethod
     def open(cls, folder: Path, facts: Mapping[str, Any]) -> Self:
         """The answers in a folder, made if it is not there.
 
