@@ -364,3 +364,24 @@ def test_a_process_that_is_killed_has_paid_for_one_answer_too_many_at_most(tmp_p
         asking(to, tmp_path)
     assert texts(to, tmp_path) == ALL
     assert sorted(paid(server).values()) == [1, 1, 1, 1, 1, 2]
+
+
+def test_a_redirect_is_not_followed_and_the_key_stays(tmp_path: Path) -> None:
+    with speaking() as other, speaking() as server:
+        to_other = {"Location": f"{other.url}/completions"}
+        for status in (301, 302, 303, 307, 308):
+            server.acts = lambda *_, status=status: Reply(status, b"", to_other)
+            with pytest.raises(EndpointError, match="sends on to another address"):
+                asking(endpoint(server.url, limits={"at_once": 1}), tmp_path)
+        assert not other.asked
+
+
+def test_a_proxy_sees_nothing_of_what_stays_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with speaking() as proxy, speaking() as server:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "")
+        asking(endpoint(server.url), tmp_path)
+        assert not proxy.asked
+        assert len(server.asked) == 6

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from attar.errors import DataError
 from attar.heads import Sparse
 from attar.tasks.text import corpora, packing
 from attar.tasks.text.corpora import Document
@@ -161,7 +162,7 @@ def dictated(
     Answers without a word are left out.
 
     top: how many likely tokens the writer was asked for; None where for the text alone
-    Raises DataError where a template can't hold an answer.
+    Raises DataError where nothing was answered, or a template can't hold an answer.
     """
     spelled = Spelled(tokenizer)
     rows: dict[str, Row] = {}
@@ -179,10 +180,18 @@ def dictated(
             alike += told
             # Itself may stand beside the likeliest ones.
             said[row.key] = spelled.likely(row, answer if told else None, top + 1)
+    if not rows:
+        raise DataError("The teacher answered nothing that could be learned from.")
     whole = list(rows.values())
     packed = packing.side_by_side(whole, length) if pack else whole
     unique = {row.key: row for row in packed}
     return Dictated(tuple(unique.values()), said, answers, alike, len(tokenizer))
+
+
+def sure(comes: torch.Tensor, classes: int) -> Sparse:
+    """What is said by who is sure of the tokens that come, (rows, length)."""
+    ids = comes.clamp_min(0)[..., None]
+    return Sparse(ids, torch.ones(ids.shape), torch.full(comes.shape, LEAST), 1, classes)
 
 
 def written(place: Place, answer: Answer, tokenizer: Any, length: int) -> Row:

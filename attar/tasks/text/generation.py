@@ -311,13 +311,11 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     def questions(
         self, prompt: float, most: int | None = None, by: dictated.By | None = None
     ) -> list[Question]:
-        """What a teacher that is no network here would be asked to go on from.
-
-        prompt: share of a text that it is given; most: tokens of an answer, at most what is left of
-        a row; by: whether it is asked by messages, or goes on from a text
-        """
-        how: dict[str, Any] = {"prompt": prompt, "most": most, "by": by}
-        return list(dictated.questions(self._documents, self.tokenizer, self.length, **how))
+        """What a teacher that is no network here is to go on from, as `dictated.questions` says."""
+        asked = dictated.questions(
+            self._documents, self.tokenizer, self.length, prompt=prompt, most=most, by=by
+        )
+        return list(asked)
 
     def heard(
         self, pairs: Iterable[tuple[Question, Answer]], top: int | None = None
@@ -325,12 +323,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         """The same task, whose rows to learn from are what was answered; and what these rows are.
 
         top: how many likely tokens were asked for at each place; None where none
-        Raises DataError where nothing was answered.
         """
-        how: dict[str, Any] = {"pack": self.pack, "top": top}
-        found = dictated.dictated(pairs, self.tokenizer, self.length, **how)
-        if not found.rows:
-            raise DataError("The teacher answered nothing that could be learned from.")
+        found = dictated.dictated(pairs, self.tokenizer, self.length, pack=self.pack, top=top)
         there = copy.copy(self)
         there._rows = [*self._rows, *found.rows]
         there._keys = [row.key for row in there._rows]
@@ -340,14 +334,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     def verbatim(self, batch: Batch) -> Knowledge:
         """What a teacher would say that is sure of each token that comes."""
         longest = max(map(len, batch.inputs))
-        ids = batch.labels[:, :longest].clamp_min(0)[..., None]
-        sure = heads.Sparse(
-            ids,
-            torch.ones(ids.shape),
-            torch.full(ids.shape[:2], dictated.LEAST),
-            1,
-            self.vocabulary,
-        )
+        sure = dictated.sure(batch.labels[:, :longest], self.vocabulary)
         return Knowledge(sure, mask=_mask(batch.inputs, longest).long())
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:
