@@ -143,6 +143,9 @@ def _learned(here: Setting, plan: _Plan, said: Said) -> Setting:
     top = plan.who.endpoint.top
     task, found = here.task.heard(plan.pairs(said), top)
     facts = {**plan.facts, **task.facts}
+    answered = sum(address in said for address in plan.wanted)
+    if found.answers < answered:
+        here.screen.say(f"Left out: {answered - found.answers} answers, which say nothing.")
     if top is None:
         return replace(here, task=task, heard=Heard(_nothing, facts))
     share = f"{found.alike} of {found.answers} answers ({found.alike / found.answers:.0%})"

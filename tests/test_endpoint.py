@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from speaking import (
     texts,
 )
 
-from attar.endpoint import Endpoint, asked
+from attar.endpoint import Endpoint, answer_of, asked
 from attar.errors import EndpointError, StoreError
 from attar.store import Said
 
@@ -102,7 +103,7 @@ def test_a_prompt_that_only_brings_garbage_is_left_out_and_told(bad: str, tmp_pa
     with speaking(acts) as server:
         to = endpoint(server.url)
         told, _ = asking(to, tmp_path)
-    assert paid(server) == dict.fromkeys(PROMPTS, 1) | {PROMPTS[2]: 4}
+    assert paid(server) == dict.fromkeys(PROMPTS, 1) | {PROMPTS[2]: 3}
     assert len(texts(to, tmp_path)) == 5
     (why,) = told.nothing.values()
     assert "sent no answer" in why
@@ -364,6 +365,41 @@ def test_a_process_that_is_killed_has_paid_for_one_answer_too_many_at_most(tmp_p
         asking(to, tmp_path)
     assert texts(to, tmp_path) == ALL
     assert sorted(paid(server).values()) == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ({"message": {"content": None}, "finish_reason": "length"}, ""),
+        ({"text": None, "finish_reason": "content_filter"}, ""),
+        ({"text": "half \ud83d a letter", "finish_reason": "stop"}, "half \ufffd a letter"),
+        ({"text": "\ud83d\ude42\u0000", "finish_reason": "stop"}, "🙂\u0000"),
+        ({"text": "x", "logprobs": {"tokens": ["x"]}}, "x"),
+        ({"text": "x", "logprobs": {"content": [{"token": "x", "logprob": None}]}}, "x"),
+        ({"text": "x", "logprobs": [1, 2]}, "x"),
+    ],
+)
+def test_an_odd_answer_is_an_answer_all_the_same(
+    choice: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with speaking(lambda *_: right({"choices": [choice]})) as server:
+        to = endpoint(server.url)
+        asking(to, tmp_path)
+    assert set(texts(to, tmp_path).values()) == {text}
+    assert set(server.times.values()) == {1}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5, "likely", -math.inf, -9999.0])
+def test_probabilities_that_are_none_leave_the_text(value: Any, tmp_path: Path) -> None:
+    told = {"tokens": ["x"], "token_logprobs": [-0.1], "top_logprobs": [{"x": -0.1, "y": value}]}
+    choice = {"text": "x", "finish_reason": "stop", "logprobs": told}
+    with speaking(lambda *_: right({"choices": [choice]})) as server:
+        to = endpoint(server.url, top=1)
+        asking(to, tmp_path)
+    with Said.open(tmp_path, {}) as said:
+        answer = answer_of(said.get(sent(to)[0].key)["answer"])
+    can_be = isinstance(value, float) and value < 0
+    assert answer.likely == (((("x", -0.1), ("y", -9999.0)),) if can_be else ())
 
 
 def test_a_redirect_is_not_followed_and_the_key_stays(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import storybook
 from asking import Ask
 from speaking import Reply, answered, right, speaking, text_for
 
-from attar.errors import RecipeError
+from attar.errors import DataError, RecipeError
 from attar.hearing import heard
 from attar.losses import response
 from attar.pipeline import run
@@ -260,3 +260,22 @@ def test_what_an_endpoint_can_not_give_is_said_with_its_line(
     said["teacher"]["endpoint"]["url"] = "https://example.org/v1"
     with pytest.raises(RecipeError, match=sentence):
         check(read(said | change))
+
+
+def test_answers_that_say_nothing_are_left_out_and_told(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    def acts(_: int, path: str, __: dict[str, Any]) -> Reply | None:
+        return right(plain(path, " \n")) if len(server.asked) % 2 else None
+
+    heard_of: list[str] = []
+    screen = Silent()
+    screen.say = heard_of.append  # type: ignore[method-assign]
+    with speaking(acts) as server:
+        said["teacher"]["endpoint"] |= {"url": server.url, "prompts": 6, "limits": {"at_once": 1}}
+        heard(replace(begin(read(said), tmp_path / "out"), screen=screen), Book())
+    assert "Left out: 3 answers, which say nothing." in heard_of
+    with speaking(lambda _, path, __: right(plain(path, ""))) as server:
+        said["teacher"]["endpoint"] |= {"url": server.url, "prompts": 4, "tokens": 3}
+        with pytest.raises(DataError, match="answered nothing that could be learned from"):
+            heard(begin(read(said), tmp_path / "out"), Book())

@@ -33,6 +33,9 @@ LIMITS: dict[str, float] = {"at_once": 8, "retries": 8, "timeout": 120}
 NEVER = 3
 """Prompts that may come to nothing before the first answer; then no more are sent."""
 
+GARBAGE = 3
+"""Answers to one prompt that are none, each of which may have been paid; then it is left out."""
+
 REST = 600.0
 """Seconds of rest that a server may ask for; a longer one is for its user to wait."""
 
@@ -166,7 +169,7 @@ class _Work:
     def do(self, wanted: Sequence[Asked], key: str) -> None:
         """Answer them all, or raise the first error that ends it."""
         left = iter(wanted)
-        threads = min(len(wanted), int(self.endpoint.limit("at_once")))
+        threads = min(len(wanted), max(1, int(self.endpoint.limit("at_once"))))
         with ThreadPoolExecutor(threads) as pool:
             try:
                 for done in [pool.submit(self._thread, left, key) for _ in range(threads)]:
@@ -196,6 +199,9 @@ class _Work:
                 self.spent = True
                 self._stop.set()
                 return
+            if self._stop.is_set():  # while it waited for the purse
+                self.bill.settle(one.body, None)
+                return
             self.bill.tried(again=failures > 0)
             unkept += 1
             why, again = self._tried(one, key, unkept)
@@ -203,7 +209,7 @@ class _Work:
                 return
             failures, unkept = failures + 1, unkept * (not again.kept)
             over = failures > self.endpoint.limit("retries")
-            if again.useless or (over and again.own):
+            if again.useless or (again.own and (over or failures >= GARBAGE)):
                 self._came_to_nothing(one, why)
                 return
             if over:

@@ -61,11 +61,13 @@ def read(raw: str) -> tuple[Answer, str]:
         raise Garbage("it has no choices")
     choice: dict[str, Any] = choices[0]
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    text = message.get("content", 0) if isinstance(message, dict) else choice.get("text", 0)
+    if text is None and choice.get("finish_reason"):
+        text = ""  # nothing was left to say: a filter, or thoughts that took up all tokens
     if not isinstance(text, str):
         raise Garbage("its first choice has no text")
     tokens, likely = _told(choice.get("logprobs"))
-    answer = Answer(text, choice.get("finish_reason") in ENDED, tokens, likely)
+    answer = Answer(_letters(text), choice.get("finish_reason") in ENDED, tokens, likely)
     return answer, str(whole.get("model", ""))
 
 
@@ -116,6 +118,11 @@ def answer_of(said: Mapping[str, Any]) -> Answer:
     return Answer(str(said["text"]), bool(said["ended"]), tuple(said.get("tokens", ())), likely)
 
 
+def _letters(text: str) -> str:
+    """The text with a sign in place of halves of letters, which no tokenizer reads."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _object(raw: str) -> dict[str, Any]:
     try:
         whole = json.loads(raw)
@@ -137,7 +144,10 @@ def _told(said: Any) -> tuple[tuple[str, ...], tuple[tuple[tuple[str, float], ..
         places = list(_places(said))
     except (TypeError, ValueError, LookupError, AttributeError):
         return (), ()
-    return tuple(token for token, _ in places), tuple(tuple(likely) for _, likely in places)
+    tokens = tuple(_letters(token) for token, _ in places)
+    return tokens, tuple(
+        tuple((_letters(piece), value) for piece, value in likely) for _, likely in places
+    )
 
 
 def _places(said: Any) -> Iterator[tuple[str, list[tuple[str, float]]]]:
