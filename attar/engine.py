@@ -30,6 +30,8 @@ from attar.types import Batch, Stateful, Stream
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """What processors that multiply in bfloat16 say of themselves: x86 twice, ARM twice."""
+_APART = 10
+"""How many times as long as writing a checkpoint takes there is training before the next."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,7 +42,8 @@ class local:  # noqa: N801  (a recipe names it, so it is spelled like the functi
         times slower)
     device: `auto` takes a GPU where there is one
     threads: CPU threads of the arithmetic; null leaves torch's choice
-    checkpoint: seconds between checkpoints
+    checkpoint: seconds between checkpoints, or ten times as long as writing one takes, where that
+        is longer; 0 for one at every step
     """
 
     is_main = True
@@ -73,6 +76,7 @@ class local:  # noqa: N801  (a recipe names it, so it is spelled like the functi
         self._feeding = False
         self._step = 0
         self._saved_at = time.monotonic()
+        self._took = 0.0
 
     def at(self, folder: Path) -> local:
         """The same engine with its checkpoints in another folder, tracking nothing yet."""
@@ -180,11 +184,14 @@ class local:  # noqa: N801  (a recipe names it, so it is spelled like the functi
     def _write_when_due(self, *, force: bool = False) -> None:
         if self.folder is None or not self.is_main:
             return
-        if not force and time.monotonic() - self._saved_at < self.checkpoint:
+        begun = time.monotonic()
+        apart = self.checkpoint and max(self.checkpoint, _APART * self._took)
+        if not force and begun - self._saved_at < apart:
             return
         state = {name: thing.state_dict() for name, thing in self._tracked.items()}
         _write(self.folder, self._step, {"tracked": state, "random": _random_state()})
         self._saved_at = time.monotonic()
+        self._took = self._saved_at - begun
 
     def forget(self) -> None:
         """Remove the checkpoints: what they led to is saved elsewhere."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
         return
     start = time.monotonic()
     folder = teach.store_folder(scheme.function.keywords.get("store"), here.cache)
-    total, done = here.task.size("train"), 0
+    (needed, total), done = to_be_asked(here), 0
     facts, kept = facts_of(here, teacher, taught), how_kept(here)
     with (
         teach.open_store(folder, teacher, facts, **kept) as known,
@@ -280,10 +281,28 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
         def progress(rows: int) -> None:
             nonlocal done
             done += rows
-            advance(done, total, here.task.noun)
+            advance(min(done, total), total, here.task.noun)
 
-        asked = teach.fill(known, here.task.foreseen(), teacher, asking(here, taught), progress)
+        asked = teach.fill(known, needed, teacher, asking(here, taught), progress)
         book.plan["knowledge"] = known.info()
     known_rows, size = len(known), known.bytes / 1e6
     here.screen.say(f"Knowledge: {known_rows} rows, {size:.1f} MB; {asked} asked now.")
     book.seconds["knowledge"] = time.monotonic() - start
+
+
+def to_be_asked(here: Setting) -> tuple[Iterable[Batch], int]:
+    """All that training will ask a teacher about, and how many rows that is.
+
+    Training that ends within its first epoch asks about what it will have been shown by then.
+    """
+    steps = [piece.function for piece in here.plan.steps if piece.name == "distill"]
+    taken, sizes = ({chosen(each, name) for each in steps} for name in ("steps", "batch_size"))
+    whole = here.task.size("train")
+    if None not in taken and len(sizes) == 1:
+        # A scheme is taken up once more after the last step, for what it does behind its yield.
+        count = sum(chosen(each, "steps") for each in steps) + 1
+        drawn = here.task.batches("train", batch_size=sizes.pop())
+        if count < len(drawn):
+            # Batches differ by a row at most; all have at least so many.
+            return islice(drawn, count), count * (whole // len(drawn))
+    return here.task.foreseen(), whole

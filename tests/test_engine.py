@@ -192,6 +192,29 @@ def test_checkpoints_are_written_when_it_is_time(
     assert [path.name for path in tmp_path.iterdir()] == ["step-7"]
 
 
+def test_no_more_than_a_tenth_of_the_time_goes_into_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    writer = engine(tmp_path, checkpoint=20)
+
+    class Large(Thing):
+        def state_dict(self) -> Any:
+            clock[0] += 30  # it takes half a minute
+            return 0
+
+    writer.track("large", Large())
+    written = []
+    for step in range(1, 1000):
+        clock[0] += 1
+        before = clock[0]
+        writer.save(step)
+        if clock[0] != before:
+            written.append(step)
+    assert written == [20, *range(320, 1000, 300)]
+
+
 def test_forgotten_checkpoints_are_gone(tmp_path: Path) -> None:
     writer = engine(tmp_path / "checkpoints")
     writer.save(3)

@@ -16,6 +16,7 @@ from attar import casting, export, forecast, measure, pipeline, schooling
 from attar.errors import LayerError
 from attar.forecast import Forecast, Stage
 from attar.setting import Book, Setting, begin
+from attar.store import Store, stores
 
 CLASSES, WIDTH = 4, 16
 WORDS = [f"w{n}" for n in range(20)]
@@ -97,6 +98,19 @@ def done(here: Setting) -> dict[str, Any]:
     assert begun is not None
     pipeline.train_baselines(here, teacher, taught, book, *begun)
     return {"book": book, "teacher": teacher, "student": student}
+
+
+def test_a_training_within_an_epoch_asks_about_what_it_will_be_shown(world: Path) -> None:
+    here = setting(world, "steps.0.distill={steps: 7, batch_size: 8}")
+    drawn = [batch for _, batch in zip(range(8), here.task.batches(batch_size=8), strict=False)]
+    shown = {key for batch in drawn for key in batch.keys}
+    book = done(here)["book"]
+    assert 8 * 7 <= len(shown) < here.task.size("train") == 90
+    # The store was full before the training, which added nothing.
+    (store,) = stores(here.cache / "knowledge")
+    known = Store.found(store, {})
+    assert book.plan["knowledge"]["rows"] == len(known) == len(shown)
+    assert known.missing(sorted(shown)) == []
 
 
 def test_a_forecast_writes_nothing(world: Path, tmp_path: Path) -> None:

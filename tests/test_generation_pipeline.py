@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import storybook
 import torch
+import yaml
 from safetensors.numpy import load_file
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attar import export
 from attar.compress import prune
+from attar.doctor import examine
 from attar.errors import ExportError
 from attar.forecast import forecast
 from attar.heads import dense
@@ -113,6 +115,17 @@ def test_what_a_run_will_take_is_told_beforehand(said: dict[str, Any], tmp_path:
     told = forecast(begin(read(said), tmp_path / "out"))
     assert told.tokens > 10
     assert {stage.name for stage in told.stages} >= {"student-layers-distill", "labels_only"}
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_healthy_model(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(said | {"student": "llama"}))
+    found = {each.name: each for each in examine(str(tmp_path / "recipe.yaml"))}
+    looked = ("data", "eval mode", "padding, teacher", "padding, student", "logit scale", "overfit")
+    assert [found[name].says for name in looked if found[name].ok is not True] == []
+    assert "400 tokens" in found["data"].says
+    assert found["label order"].ok is None
 
 
 def test_a_fresh_llama_learns_from_what_its_teacher_writes(

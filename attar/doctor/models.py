@@ -15,6 +15,7 @@ from attar.heads import dense
 from attar.resolve import chosen
 from attar.setting import Cast, Setting
 from attar.tasks import text
+from attar.types import IGNORE
 
 
 def data(here: Setting) -> Iterator[Finding]:
@@ -22,7 +23,7 @@ def data(here: Setting) -> Iterator[Finding]:
     task = here.task
     parts = ("train", "labelled", "validation", "test")
     counts = ", ".join(f"{task.size(part)} {part}" for part in parts)
-    yield Finding("data", True, f"{counts}; {len(task.classes)} classes.")
+    yield Finding("data", True, f"{counts}; {task.tells}.")
     yield from (Finding("data", None, note) for note in task.notes)
     if isinstance(task, text.classification):
         empty = sum(not each.strip() for each in task.texts), len(task.texts)
@@ -32,7 +33,7 @@ def data(here: Setting) -> Iterator[Finding]:
     yield share("leakage", twice, says, "scores on them are too good; remove them from either")
     sizes = task.counts().values()
     if not sizes:
-        yield Finding("balance", None, "Actions are numbers: there are no classes to be balanced.")
+        yield Finding("balance", None, "There are no classes to be balanced.")
         return
     least, most = min(sizes), max(sizes)
     says = f"Classes have {least} to {most} labelled {task.noun}"
@@ -71,8 +72,8 @@ def _pieces(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[str]]
 def label_order(here: Setting, cast: Cast) -> Iterator[Finding]:
     """Whether the teacher means by each class what the data means."""
     name, classes = "label order", here.task.classes
-    if cast.teacher is None:
-        yield Finding(name, None, "There is no teacher.")
+    if cast.teacher is None or not classes:
+        yield Finding(name, None, "There is no teacher." if classes else "There are no classes.")
         return
     named = _named_classes(cast.teacher)
     if named is not None and named != classes:
@@ -145,10 +146,14 @@ def parity(here: Setting, cast: Cast) -> Iterator[Finding]:
     for whose, model in (("teacher", cast.teacher), ("student", cast.student)):
         if model is None:
             continue
-        ones = [batch.rows(n, n + 1) for n in range(len(batch))]
-        alone = torch.cat([teach.ask(model, one, forward).logits for one in ones])
-        together = teach.ask(model, batch, forward).logits
-        gap, scale = float((alone - together).abs().max()), float(together.std())
+        together = teach.ask(model, batch, forward)
+        alone, beside = [], []
+        for n in range(len(batch)):
+            one = teach.ask(model, batch.rows(n, n + 1), forward)
+            alone.append(dense(one.logits).flatten())
+            beside.append(dense(together.rows(n, n + 1).logits).flatten())
+        gap = float((torch.cat(alone) - torch.cat(beside)).abs().max())
+        scale = float(torch.cat(beside).std())
         says = f"Alone and in a padded batch the {whose}'s logits differ by up to {gap:.1g}"
         if gap <= 1e-5 + 1e-3 * scale:
             yield Finding(f"padding, {whose}", True, f"{says}.")
@@ -167,7 +172,7 @@ def logit_scale(here: Setting, cast: Cast) -> Iterator[Finding]:
         yield Finding(name, None, "The teacher is trained first: its scale is known only then.")
         return
     logits, _ = _answered(here, cast.teacher, "train", 256)
-    top, classes = float(logits.softmax(1).amax(1).mean()), len(here.task.classes)
+    top, classes = float(logits.softmax(1).amax(1).mean()), logits.shape[1]
     spread = float(logits.std())
     says = f"The logits' standard deviation is {spread:.2g}, the top probability {top:.3f}"
     warmest = max([1, *(chosen(loss.function, "temperature") or 1 for loss in here.plan.losses)])
@@ -181,9 +186,22 @@ def logit_scale(here: Setting, cast: Cast) -> Iterator[Finding]:
         yield Finding(name, True, f"{says} on the mean.")
 
 
-def _answered(here: Setting, teacher: nn.Module, part: str, rows: int) -> tuple[Tensor, Tensor]:
-    """The teacher's logits (rows, classes) for some examples, and their labels."""
-    batch = here.task.spread(part, rows)
-    parts = [batch.rows(n, n + 64) for n in range(0, len(batch), 64)]
-    known = [teach.ask(teacher, each, here.task.forward).logits.cpu() for each in parts]
-    return torch.cat(known), batch.labels
+def _answered(here: Setting, teacher: nn.Module, part: str, count: int) -> tuple[Tensor, Tensor]:
+    """Some of the teacher's answers, logits (answers, classes), and their labels.
+
+    count: of examples; where each token is answered, of tokens, about
+    """
+    batch = here.task.spread(part, count)
+    if batch.by_token:
+        batch = here.task.spread(part, max(1, count * len(batch) // max(1, batch.weight)))
+    said, labels = [], []
+    for n in range(0, len(batch), 64):
+        some = batch.rows(n, n + 64)
+        logits = teach.ask(teacher, some, here.task.forward).logits
+        truth = some.labels[:, : logits.shape[1]] if some.by_token else some.labels
+        if some.by_token:
+            at = truth != IGNORE
+            logits, truth = logits[at.to(logits.device)], truth[at]
+        said.append(dense(logits).cpu())
+        labels.append(truth)
+    return torch.cat(said), torch.cat(labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attar.errors import ExportError
 from attar.export import parity
+from attar.export.remembering import Remembering, in_halves
 from attar.export.writing import check_libraries, check_trained, ended, quiet, told, written
 from attar.types import Example
 
@@ -33,6 +34,7 @@ def onnx(
     facts: Mapping[str, Any] | None = None,
     *,
     opset: int = OPSET,
+    cache: bool = False,
 ) -> Path:
     """Write a model as one ONNX file with any batch and length, and check it in ONNX Runtime.
 
@@ -46,14 +48,25 @@ def onnx(
         pictures and other numbers (rows, ...), of the same size in the file
     facts: strings, and what JSON can say
     opset: ONNX operator set, 18 to 23; ONNX Runtime reads 20 from its version 1.17 on
+    cache: of a causal model of `transformers`, give each layer's keys and values too and take those
+        of earlier tokens, so that a text is written a token at a time without reading it anew
     Raises ExportError where the file can't be made or answers otherwise; then nothing is written.
     """
     check_libraries("onnx")
     twin, inputs = parity.twin(model, example)
-    graph = drawn(twin, inputs, opset)
-    file = graph.SerializeToString()
+    if cache:
+        whole = Remembering(twin)
+        graph = _remembering(whole, opset)
+        answer = in_halves(whole, _session(graph.SerializeToString()))
+    else:
+        graph = drawn(twin, inputs, opset)
+        run = _session(graph.SerializeToString())
+
+        def answer(inputs: parity.Inputs) -> Any:
+            return run(inputs)[0]
+
     asked = [inputs, parity.unlike(inputs)]
-    found = parity.difference(twin, _session(file), asked, "ONNX Runtime")
+    found = parity.difference(twin, answer, asked, "ONNX Runtime")
     parity.check_answers(found, twin, ADVICE)
     _note_(graph, {"producer": "attar", "parity": f"{found:.2e}", **(facts or {})})
     return written(graph.SerializeToString(), ended(path, ".onnx"))
@@ -98,25 +111,44 @@ def drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int = OPSET) ->
     Raises ExportError where it can't be drawn, and where a file could not hold it.
     """
     _check_request(model, opset)
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
     names = list(inputs)
     # Two rows of two tokens at least: a dimension of 1 would be taken for a constant.
     traced = tuple(
         each.repeat(2, *[2 if parity.has_length(each) and n == 1 else 1 for n in each.shape[1:]])
         for each in inputs.values()
     )
-    free = tuple(
-        dict.fromkeys(range(1 + parity.has_length(e)), torch.export.Dim.DYNAMIC) for e in traced
-    )
+    free = [(0, 1) if parity.has_length(each) else (0,) for each in traced]
+    return _graph(parity.Named(model, names), traced, names, ["logits"], free, opset)
+
+
+def _remembering(model: Remembering, opset: int) -> Any:
+    """The graph of a model that takes what it remembers; batch, new and earlier tokens free."""
+    _check_request(model.model, opset)
+    traced = model.example()
+    free = [(0, 2) if each.dim() == 4 else (0, 1) for each in traced]
+    return _graph(model, traced, model.inputs, model.outputs, free, opset)
+
+
+def _graph(
+    module: parity.Named | Remembering,
+    traced: tuple[Tensor, ...],
+    names: list[str],
+    gives: list[str],
+    free: Sequence[Sequence[int]],
+    opset: int,
+) -> Any:
+    """What a module does with some inputs, as a graph; free: dimensions of any size, by input."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    sizes = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in free)
     try:
         with quiet():
             program = torch.onnx.export(
-                parity.Named(model, names).eval(),
+                module.eval(),
                 traced,
                 input_names=names,
-                output_names=["logits"],
-                dynamic_shapes={"inputs": free},
+                output_names=gives,
+                dynamic_shapes={"inputs": sizes},
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
@@ -128,12 +160,12 @@ def drawn(model: nn.Module, inputs: Mapping[str, Tensor], opset: int = OPSET) ->
             return program.model_proto
     except Exception as error:
         raise ExportError(
-            f"{type(model).__name__} can't be written as ONNX ({parity.reason(error)})."
+            f"{type(module.model).__name__} can't be written as ONNX ({parity.reason(error)})."
         ) from error
 
 
 def _session(file: bytes) -> Callable[[parity.Inputs], Any]:
-    """What answers in ONNX Runtime."""
+    """What runs in ONNX Runtime: gives all outputs."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -142,6 +174,6 @@ def _session(file: bytes) -> Callable[[parity.Inputs], Any]:
 
     def answer(inputs: parity.Inputs) -> Any:
         session = onnxruntime.InferenceSession(file, settings, providers=providers)
-        return session.run(None, {name: each.numpy() for name, each in inputs.items()})[0]
+        return session.run(None, {name: each.numpy() for name, each in inputs.items()})
 
     return answer

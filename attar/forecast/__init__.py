@@ -232,7 +232,8 @@ def _knowledge(look: _Look) -> Stage:
     here, cast = look.here, look.cast
     assert cast.teacher is not None
     assert here.plan.teach is not None
-    keys = list({key for batch in here.task.foreseen() for key in batch.keys})
+    batches, _ = schooling.to_be_asked(here)
+    keys = list({key for batch in batches for key in batch.keys})
     folder = teach.store_folder(here.plan.teach.function.keywords.get("store"), here.cache)
     facts = schooling.facts_of(here, cast.teacher, cast.taught)
     kept = schooling.how_kept(here)

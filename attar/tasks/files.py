@@ -8,11 +8,15 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attar.errors import MissingExtra, ModelError
 from attar.tasks.loading import told
+
+PAST = "past_key_values."
+"""How inputs are named that hold what a language model remembers of earlier tokens."""
 
 
 class OnnxNetwork(nn.Module):
@@ -41,13 +45,17 @@ class OnnxNetwork(nn.Module):
         self.path = path
         self.register_buffer("digest", _digest(path))
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
-        self.names = [entry.name for entry in self.session.get_inputs()]
+        entries = {entry.name: entry.shape for entry in self.session.get_inputs()}
+        self.past = {name: shape for name, shape in entries.items() if name.startswith(PAST)}
+        self.names = [name for name in entries if name not in self.past]
         self.classes = self.session.get_modelmeta().custom_metadata_map.get("classes")
         check_inputs(str(path), self.names, takes, kind)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Logits (rows, classes)."""
         given = {name: inputs[name].numpy() for name in self.names}
+        for name, (_, heads, _, width) in self.past.items():  # here every text begins anew
+            given[name] = np.zeros((len(given[self.names[0]]), heads, 0, width), np.float32)
         with told(f"{self.path} gives no answer"):
             (first, *_) = self.session.run(None, given)
         return torch.from_numpy(first)

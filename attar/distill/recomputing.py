@@ -1,0 +1,37 @@
+"""Activations made anew in the backward pass, in place of all that are kept for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from attar.depth import blocks
+from attar.errors import EngineError
+
+
+@contextmanager
+def recomputed(model: nn.Module) -> Iterator[None]:
+    """Of each block of a model only the input is kept; dropout falls alike both times.
+
+    Raises EngineError where a model has no stack of like blocks.
+    Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
+    """
+    found = [model.get_submodule(path) for path in blocks(model)]
+    if not found:
+        raise EngineError(
+            f"{type(model).__name__} has no stack of like blocks whose activations could be made "
+            "anew; leave `recompute` out, and set `accumulate` to save memory."
+        )
+    before = [dict(vars(block)) for block in found]
+    for block in found:
+        vars(block)["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block, was in zip(found, before, strict=True):
+            vars(block).pop("forward")
+            vars(block).update({"forward": was["forward"]} if "forward" in was else {})
