@@ -15,7 +15,7 @@ from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import RecipeError
 from attar.recipe import Recipe, Resolved, check, read
-from attar.resolve import ask, asks
+from attar.resolve import ask
 from attar.screen import Screen, Silent
 from attar.tasks.task import Task
 from attar.tracking import Tracking
@@ -62,7 +62,7 @@ class Setting:
     @property
     def afar(self) -> bool:
         """Whether the teacher is no network here, but is asked and its answers are kept."""
-        return self.plan.teacher is not None and "cache" in asks(self.plan.teacher.function)
+        return self.plan.afar
 
     def taught_by(self, scheme: str) -> bool:
         """Whether the recipe's scheme is the one of this name."""

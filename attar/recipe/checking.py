@@ -90,6 +90,11 @@ class Resolved:
     baselines: tuple[Piece, ...]
     engine: Piece
 
+    @property
+    def afar(self) -> bool:
+        """Whether the teacher is no network here, but is asked and its answers are kept."""
+        return self.teacher is not None and "cache" in asks(self.teacher.function)
+
 
 @dataclass(frozen=True)
 class _Lookup:
@@ -318,9 +323,9 @@ def _needs_teacher(student: Piece) -> bool:
 
 
 def _afar(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
-    """What can't be had of a teacher that is no network here: one that keeps what it is told."""
+    """What can't be had of a teacher that is no network here."""
     teacher, scheme = recipe.teacher, recipe.teach
-    if teacher is None or "cache" not in asks(teacher.function):
+    if teacher is None or not recipe.afar:
         return
     if recipe.student is None or _needs_teacher(recipe.student):
         yield (
