@@ -163,6 +163,23 @@ def test_a_comparison_opens_with_what_its_seeds_resolve() -> None:
     )
 
 
+def test_an_arm_that_nobody_taught_does_not_tell_whether_a_teacher_helps() -> None:
+    rows = (
+        Row("big", TORCH, 0.93, part="teacher", size_bytes=90, by_seed=(0.93, 0.93)),
+        Row("kd", TORCH, 0.92, part="student", size_bytes=9, by_seed=(0.92, 0.92)),
+        Row("rounded", TORCH, 0.915, part="student", size_bytes=3, by_seed=(0.91, 0.92)),
+        Row("labels_only", TORCH, 0.90, part="baseline", size_bytes=9, by_seed=(0.9, 0.9)),
+    )
+    told = [
+        difference(row, "labels_only", mean) for row, mean in (("rounded", 0.015), ("kd", 0.02))
+    ]
+    found = pairs.pairs(rows, told)
+    assert "the teacher helped: rounded" in headline(rows, "accuracy", found)
+    said = headline(rows, "accuracy", found, alone=["rounded", "labels_only"])
+    assert said.startswith("rounded is 30× smaller than its teacher")
+    assert "the teacher helped: kd is 2.0 points above labels_only" in said
+
+
 @pytest.mark.parametrize(
     ("mean", "words"),
     [

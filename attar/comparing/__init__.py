@@ -151,7 +151,7 @@ def _report(
         environment={**told.environment, **timed, **where},
         rows=rows,
         cost={"seconds": seconds},
-        plan=_plan(paper, found, rows, told.plan["data"]),
+        plan=_plan(paper, plan, found, rows, told.plan["data"]),
         verdict=telling.verdict(found, weighed, plan.notes, paper.seeds),
         history=telling.history(found),
         score_name=told.score_name,
@@ -162,6 +162,7 @@ def _report(
 
 def _plan(
     paper: Comparison,
+    plan: Plan,
     found: Sequence[weighing.Result],
     rows: Sequence[Row],
     data: Mapping[str, Any],
@@ -171,6 +172,7 @@ def _plan(
         "arms": {name: arm.plain() or "the recipe itself" for name, arm in paper.arms.items()},
         "seeds": list(paper.seeds),
         "sizes": {size: change or {} for size, change in paper.sweep.items()},
+        "untaught": [line.name for line in plan.lines if plan.resolved[line.run].teach is None],
         "weighed_against": list(paper.weighed_against()),
         "data": {**data, "test_hash": tests[0] if len(tests) == 1 else tests},
         "budget": telling.budget(found),

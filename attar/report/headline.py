@@ -20,14 +20,19 @@ def headline(
     score_name: str,
     differences: Sequence[Pair] = (),
     audited: Mapping[str, Mapping[str, Any]] | None = None,
+    alone: Sequence[str] = (),
 ) -> str:
-    """One sentence for whoever reads no other; empty where nothing can be said."""
+    """One sentence for whoever reads no other; empty where nothing can be said.
+
+    alone: rows, beside the baselines, that no teacher taught; they can't tell whether one helps
+    """
     teacher = next((row for row in rows if row.role == "teacher"), None)
     file = best(rows)
     clauses: list[str] = []
     if teacher and file:
         clauses += _paid(teacher, file, score_name, differences)
-    clauses += _helped(rows, file, differences)
+    taught = [row for row in rows if row.name not in alone or row.role == "baseline"]
+    clauses += _helped(taught, file, differences)
     clauses += _gates(audited or {}, file)
     told = "; ".join(clauses)
     return f"{told}." if told else ""

@@ -141,7 +141,8 @@ class Report:
         if self.joined:
             many, alike = len(self.recipe["runs"]), bool(self.recipe.get("same_test"))
             return headline.several(self.rows, self.score_name, many, alike)
-        return headline.headline(self.rows, self.score_name, self.pairs, self.audits)
+        alone = self.plan.get("untaught", ()) if isinstance(self.plan, Mapping) else ()
+        return headline.headline(self.rows, self.score_name, self.pairs, self.audits, alone)
 
     def steps(self) -> list[str]:
         """What each step changed, a sentence each."""
