@@ -30,6 +30,10 @@ class StoreError(AttarError):
     """The knowledge on disk is damaged, or was made by another teacher."""
 
 
+class EndpointError(AttarError):
+    """Who is asked over the network does not answer, or asks for what it is not given."""
+
+
 class ExportError(AttarError):
     """A file could not be written, or does not answer like the model it was made from."""
 

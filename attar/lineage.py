@@ -28,6 +28,8 @@ def teachers(plan: Resolved, trust: bool = False) -> tuple[Teacher, ...]:
     if (piece := plan.teacher) is not None and "recipe" in piece.function.keywords:
         other = check(read(piece.function.keywords["recipe"]), trust=trust)
         found += teachers(other, trust)
+    elif piece is not None and "url" in piece.function.keywords:  # a name of that place alone
+        found.append(Teacher(f"{piece.function.keywords['model']}, by an endpoint"))
     elif piece is not None and piece.name not in OWN:  # else it is one's own
         found.append(teacher(str(piece.function.keywords.get("model", piece.name))))
     if plan.teach is not None:

@@ -33,6 +33,7 @@ from attar.distill import Term
 from attar.distill.loop import Watch
 from attar.engine import local
 from attar.errors import EngineError, ModelError, RecipeError
+from attar.hearing import heard
 from attar.measure.comparing import emulated
 from attar.recipe import Piece, Recipe
 from attar.report import Report
@@ -88,7 +89,7 @@ def _followed(here: Setting, started: float) -> Report:
     _rehearse(here)
     teacher = find_teacher(here, book)
     tell_how_it_reads(here, teacher, book)
-    here = here.with_states(teacher)
+    here = heard(here.with_states(teacher), book)
     student = build_student(here, teacher)
     taught = teaching(here, teacher, student, book)
     fill_store(here, teacher, taught, book)
@@ -171,7 +172,7 @@ def _as_it_is(
 
     student_of: gives the student of another recipe, which may be this one's teacher
     """
-    if here.plan.teacher is None:
+    if here.plan.teacher is None or here.afar:
         return None, False
     folder = teacher_kept(here)
     torch.manual_seed(here.recipe.seed)
@@ -191,7 +192,7 @@ def student_of(there: Setting) -> nn.Module:
     book = Book()
     _rehearse(there)
     teacher = find_teacher(there, book)
-    there = there.with_states(teacher)
+    there = heard(there.with_states(teacher), book)
     student = build_student(there, teacher)
     taught = teaching(there, teacher, student, book)
     fill_store(there, teacher, taught, book)

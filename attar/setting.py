@@ -19,6 +19,19 @@ from attar.resolve import ask
 from attar.screen import Screen, Silent
 from attar.tasks.task import Task
 from attar.tracking import Tracking
+from attar.types import Batch, Knowledge
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a teacher said that is no network here.
+
+    recall: of a batch of its text what it said of each token; None where of the text alone
+    facts: what decides that, as JSON
+    """
+
+    recall: Callable[[Batch], Knowledge | None]
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Setting:
 
     trust: whether names with a colon may run the user's own code
     track: who else is told how trainings go
+    heard: what an endpoint said, once it was asked; the task then has its text to learn from
     """
 
     recipe: Recipe
@@ -39,10 +53,16 @@ class Setting:
     command: str
     trust: bool = False
     track: Tracking = field(default_factory=Tracking)
+    heard: Heard | None = None
 
     def with_states(self, teacher: nn.Module | None) -> Setting:
         """The same with what the teacher meets, where a task's data come of who acts in it."""
         return self if teacher is None else replace(self, task=self.task.met(teacher))
+
+    @property
+    def afar(self) -> bool:
+        """Whether the teacher is no network here, but is asked and its answers are kept."""
+        return self.plan.afar
 
     def taught_by(self, scheme: str) -> bool:
         """Whether the recipe's scheme is the one of this name."""

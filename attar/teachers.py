@@ -12,18 +12,20 @@ from torch import nn
 from attar import arms, distill, teach
 from attar.depth import blocks
 from attar.distill.loop import Watch
+from attar.endpoint import Endpoint
 from attar.engine import local
 from attar.errors import ModelError
+from attar.hearing import Afar
 from attar.losses import response
 from attar.screen import Silent
 from attar.tasks import control
 from attar.tasks.task import Task
-from attar.types import Count, Lesson, Positive
+from attar.types import Count, Lesson, Positive, Share
 
 Load = Callable[..., nn.Module]
 """Gives a model by its name; takes `new_head`."""
 
-__all__ = ["born_again", "distilled", "finetune", "load", "reinforce", "train"]
+__all__ = ["born_again", "distilled", "endpoint", "finetune", "load", "reinforce", "train"]
 
 
 def load(load: Callable[[str], nn.Module], *, model: str) -> nn.Module:
@@ -39,6 +41,46 @@ def load(load: Callable[[str], nn.Module], *, model: str) -> nn.Module:
             "first with `teacher: {finetune: {model: ...}}`."
         )
     return teacher
+
+
+def endpoint(
+    cache: Path,
+    *,
+    url: str,
+    model: str,
+    key: str | None = "OPENAI_API_KEY",
+    top: Count | None = None,
+    tokens: Count | None = None,
+    prompts: Count | None = None,
+    by: Literal["chat", "completions"] | None = None,
+    price: dict[Literal["prompt", "completion"], Share] | None = None,
+    budget: Positive | None = None,
+    limits: dict[Literal["requests", "tokens", "at_once", "retries", "timeout"], Share]
+    | None = None,
+    more: dict[str, Any] | None = None,
+    store: str | None = None,
+) -> Afar:
+    """A model behind an OpenAI-compatible endpoint, which writes the text that the student learns.
+
+    Every answer is kept as it comes, under the hash of what was asked; none is paid for twice.
+
+    url: up to the version, as in https://api.openai.com/v1
+    model: the endpoint's name for it
+    key: the environment variable that holds the key, which is kept nowhere; null to send none
+    top: how many of the likeliest tokens are to be told at each place, where the endpoint does
+    tokens: of an answer at most; what is left of a row where unsaid
+    prompts: how many are asked at most
+    by: chat or completions, whatever the data is; else conversations by chat, text by completions
+    price: of a million tokens, {prompt: 0.15, completion: 0.6}
+    budget: what all answers may cost together, in the unit of the prices; it is never passed
+    limits: {requests: 500, tokens: 30000} a minute; `at_once` 8, `retries` 8, `timeout` 120 seconds
+    more: further fields of each request, {seed: 1, top_p: 0.9}; null takes one out
+    store: the folder of the answers; the cache where unsaid
+    """
+    whole = Endpoint(url, model, key, top, price, budget, limits or {}, more or {})
+    whole.check()
+    folder = cache / "answers" if store is None else Path(store).expanduser()
+    return Afar(whole, folder, tokens, prompts, by)
 
 
 def distilled(student_of: Callable[[str], nn.Module], *, recipe: str) -> nn.Module:

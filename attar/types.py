@@ -123,6 +123,38 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a teacher that is no network here is asked to go on from.
+
+    said: a text; or the messages of a conversation, each {role, content}
+    most: tokens that the answer may have
+    size: tokens of what is said, about
+    place: what a task needs to put the answer where it belongs
+    """
+
+    said: str | tuple[Mapping[str, Any], ...]
+    most: int
+    size: int = 0
+    place: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What such a teacher wrote.
+
+    ended: whether it came to its own end, and was not cut off
+    tokens: the text in the writer's own pieces, where it tells them
+    likely: for each of these pieces some that could have stood there, itself among them, with the
+        logarithm of their probabilities
+    """
+
+    text: str
+    ended: bool
+    tokens: tuple[str, ...] = ()
+    likely: tuple[tuple[tuple[str, float], ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Knowledge:
     """What a model makes of one batch; whoever produced it, it has this shape.
 

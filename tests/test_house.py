@@ -30,11 +30,15 @@ GROUND = {
     "recipe",
     "report",
 }
-ROOMS = {"tasks", "students", "teach", "losses", "distill", "compress", "export", "measure"}
+ROOMS = {
+    *("tasks", "students", "teach", "losses", "distill", "compress", "export", "measure"),
+    "endpoint",
+}
 ROOF = {
     *("__init__", "__main__", "cli", "pipeline", "results", "teachers", "baselines", "arms"),
     *("screen", "setting", "casting", "compressing", "schooling", "doctor", "forecast", "starter"),
     *("lineage", "cards", "comparing", "auditing", "subjects", "tracking", "floor"),
+    "hearing",
 }
 
 WORDS = {

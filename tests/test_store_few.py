@@ -254,6 +254,24 @@ def test_logits_that_are_never_whole_are_kept_as_those_that_are(
     torch.testing.assert_close(estimated(lean), estimated(whole), atol=0.06, rtol=0)
 
 
+def test_what_somebody_tells_of_a_few_classes_is_kept_as_it_is(tmp_path: Path) -> None:
+    mask = texts().mask
+    assert mask is not None
+    p, ids = zipf(*mask.shape).softmax(-1).topk(6)
+    order = torch.rand(p.shape).argsort(-1)
+    ids, p = ids.gather(-1, order), p.gather(-1, order)
+    told = Sparse(ids, p, 1 - p.sum(-1), 6, CLASSES)
+    got = through(tmp_path, Knowledge(told, mask=mask), top=6, logits="int8")
+    real = mask.bool()
+    assert torch.equal(got.ids[real], ids.sort(-1).values[real])
+    near = partial(torch.testing.assert_close, rtol=0.08, atol=1e-4)
+    near(estimated(got)[real], estimated(told)[real])
+    near(got.rest[real], told.rest[real])
+    cut = through(tmp_path / "less", Knowledge(told, mask=mask), top=3, logits="int8")
+    best = p.topk(3)
+    assert torch.equal(cut.ids[real], ids.gather(-1, best.indices).sort(-1).values[real])
+
+
 @kinds
 def test_a_mask_of_tokens_does_not_cut_logits_that_have_none(
     tmp_path: Path, options: dict[str, Any]

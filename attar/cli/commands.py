@@ -160,14 +160,18 @@ def teach(
     trust: Trust = False,
 ) -> None:
     """Only ask the teacher, and keep what it says: the first part of a run."""
-    from attar import casting, pipeline, schooling
+    from attar import casting, hearing, pipeline, schooling
     from attar.setting import Book
 
-    here = _begin(recipe, out, seed, settings, trust)
+    here, book = _begin(recipe, out, seed, settings, trust), Book()
+    if here.afar:
+        hearing.heard(here, book)
+        return
     if here.plan.teacher is None or not here.taught_by("offline"):
         place = here.recipe.place("teach")
-        raise RecipeError(f"{place}: only `teach: offline` with a teacher keeps its knowledge")
-    book = Book()
+        raise RecipeError(
+            f"{place}: only `teach: offline` with a teacher, and an endpoint, keep what is known"
+        )
     teacher = pipeline.find_teacher(here, book)
     here = here.with_states(teacher)
     student = casting.build_student(here, teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,24 +31,33 @@ def with_store(app: typer.Typer) -> typer.Typer:
 @commands.command()
 def info(folder: Folder) -> None:
     """Say whose knowledge it is, how much, and how exactly it is kept."""
-    from attar.store import Store
+    from attar.store import Said, Store
 
-    for path in _stores(folder):
-        print(clean(str(path)))
-        told = list(_told(Store.found(path).info()))
-        wide = max(len(name) for name, _ in told)
-        for name, says in told:
-            print(clean(f"  {name:<{wide}}  {says}"))
+    answers = Said.below(folder)
+    for said in answers:
+        _show(said.folder, [("answers", f"{len(said):,}"), *_facts(said.facts)])
+    for path in _stores(folder, beside=bool(answers)):
+        _show(path, list(_told(Store.found(path).info())))
+
+
+def _show(path: Path, told: list[tuple[str, str]]) -> None:
+    print(clean(str(path)))
+    wide = max(len(name) for name, _ in told)
+    for name, says in told:
+        print(clean(f"  {name:<{wide}}  {says}"))
 
 
 @commands.command()
 def verify(folder: Folder) -> None:
     """Read every byte again, and name what is damaged."""
-    from attar.store import examine
+    from attar.store import Said, examine
     from attar.store.files import damaged
 
-    broken = []
-    for path in _stores(folder):
+    broken, answers = [], Said.below(folder)
+    for said in answers:
+        lost = f"{said.damaged} not whole, to be asked again" if said.damaged else "whole"
+        print(clean(f"{said.folder}: {len(said)} answers, {lost}"))
+    for path in _stores(folder, beside=bool(answers)):
         found = examine(path)
         hurt = [each.path for each in found if each.damaged]
         broken += hurt
@@ -77,10 +86,11 @@ def prune(
         print("Nothing to remove.")
 
 
-def _stores(folder: Path) -> list[Path]:
+def _stores(folder: Path, *, beside: bool = False) -> list[Path]:
+    """The stores in a folder. Raises StoreError where there is none, and nothing beside it."""
     from attar.store import stores
 
-    if found := stores(folder):
+    if (found := stores(folder)) or beside:
         return found
     raise StoreError(f"{folder} holds no store of knowledge; `attar teach` fills one.")
 
@@ -103,6 +113,10 @@ def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f" of what is kept from the whole {kl}, cosine of its gradient {cosine}",
         )
     yield "format", f"{facts['version']}, by {facts['created_by']}"
-    for name, fact in facts["teacher"].items():
+    yield from _facts(facts["teacher"])
+
+
+def _facts(whose: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, fact in whose.items():
         many = f"{len(fact)}: {', '.join(map(str, fact))}" if isinstance(fact, list) else str(fact)
         yield f"teacher {name}", many if len(many) <= SHOWN else f"{many[:SHOWN]} ..."

@@ -91,7 +91,7 @@ def planned(paper: Comparison, *, trust: bool = False) -> Plan:
 
 def _rows(plan: Resolved) -> Iterator[str]:
     """The rows that a run may have, its baselines aside."""
-    if plan.teacher is not None:
+    if plan.teacher is not None and not plan.afar:
         yield "teacher"
     if plan.task.name.startswith("text."):
         yield "bag_of_words"

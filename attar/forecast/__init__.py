@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from attar import arms, casting, distill, measure, pipeline, schooling, teach, teachers
+from attar import arms, casting, distill, hearing, measure, pipeline, schooling, teach, teachers
 from attar.auditing import SOME
 from attar.baselines import Arm
 from attar.compressing import called, check_step, compressed, made_by
@@ -60,8 +60,10 @@ def forecast(here: Setting) -> Forecast:
     """
     start, book, load = time.perf_counter(), Book(), machine.load()
     cast = pipeline.cast(here, book)
-    here = here.with_states(cast.teacher)
+    here, asked, wait = hearing.foretold(here.with_states(cast.teacher))
     stages = [Stage("reading and loading", time.perf_counter() - start)]
+    if asked:
+        stages.append(Stage("asking the endpoint", wait, done=here.heard is not None))
     look = _look(here, cast)
     if casting.teacher_kept(here) is not None:
         stages.append(_teacher(look))
@@ -83,6 +85,7 @@ def forecast(here: Setting) -> Forecast:
         tuple(stages),
         _memory(parameters, stages),
         load,
+        asked,
     )
 
 

@@ -57,6 +57,7 @@ class Forecast:
     parameters: of teacher, student and bridges; layers: what is compared, by loss
     stages: in their order; memory: bytes, by what they are for
     load: what else this machine did, for each core
+    asked: what an endpoint would be asked, in a sentence
     """
 
     data: Mapping[str, int]
@@ -67,6 +68,7 @@ class Forecast:
     stages: tuple[Stage, ...]
     memory: Mapping[str, int]
     load: float = 0.0
+    asked: str = ""
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -109,6 +111,7 @@ class Forecast:
                 for loss, pairs in self.layers.items()
                 for pair in pairs
             ),
+            *[f"endpoint {self.asked}"] * bool(self.asked),
             "",
             *self._table(),
             "",

@@ -90,6 +90,11 @@ class Resolved:
     baselines: tuple[Piece, ...]
     engine: Piece
 
+    @property
+    def afar(self) -> bool:
+        """Whether the teacher is no network here, but is asked and its answers are kept."""
+        return self.teacher is not None and "cache" in asks(self.teacher.function)
+
 
 @dataclass(frozen=True)
 class _Lookup:
@@ -317,6 +322,40 @@ def _needs_teacher(student: Piece) -> bool:
     return ":" not in student.name and "teacher" in asks(student.function)
 
 
+def _afar(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
+    """What can't be had of a teacher that is no network here."""
+    teacher, scheme = recipe.teacher, recipe.teach
+    if teacher is None or not recipe.afar:
+        return
+    if recipe.student is None or _needs_teacher(recipe.student):
+        yield (
+            ("student",),
+            f"a teacher by {teacher.name} is no network here that a student could be made of: name "
+            "another student, such as pretrained or llama",
+        )
+    if scheme is None or not set(asks(scheme.function)) <= {"batches", "teachers", "write"}:
+        yield (
+            ("teach",),
+            f"a teacher by {teacher.name} is asked before the training and gives text: set "
+            "`teach: teacher_text`",
+        )
+    for term in recipe.losses:
+        if chosen(teacher.function, "top") is None and _compares(term):
+            yield (
+                term.trail,
+                f"{term.name} compares answers, and {teacher.name} is asked for text alone: give "
+                "it `top`, or learn its text by the loss task",
+            )
+
+
+def _compares(term: Term) -> bool:
+    """Whether a loss needs what a teacher says beside its text."""
+    function = term.function
+    if term.name == "task":
+        return False
+    return not inspect.isfunction(function.func) or "teacher" in asks(function)
+
+
 def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
     if recipe.student is None and recipe.teacher is None:
         yield ("steps",), "there is no model to work on: name a student, a teacher, or both"
@@ -326,17 +365,13 @@ def _nonsense(recipe: Resolved) -> Iterator[tuple[Trail, str]]:
             f"the student {recipe.student.name} takes layers or words of the teacher, and the "
             "recipe has none: add the key teacher",
         )
+    yield from _afar(recipe)
     for step in recipe.steps:
         if step.name == "distill" and recipe.student is None:
             yield step.trail, "distill needs a student to train: add the key student"
         if step.name == "distill" and not recipe.losses:
             yield step.trail, "distill needs something to learn from: add the key losses"
-    for term in recipe.losses:
-        function = term.function
-        if term.name == "task":
-            continue
-        if inspect.isfunction(function.func) and "teacher" not in asks(function):
-            continue
+    for term in filter(_compares, recipe.losses):
         if recipe.teach is None:
             yield term.trail, f"{term.name} needs somebody to teach, and teach is null"
         elif recipe.teacher is None and not teaches_alone(recipe.teach.function):

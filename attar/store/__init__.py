@@ -5,6 +5,7 @@ from attar.store.folder import Store
 from attar.store.keys import fingerprint, key
 from attar.store.manifest import VERSION, stores
 from attar.store.precision import Coded, Float, Kept
+from attar.store.said import Said
 from attar.store.upkeep import Finding, examine, prune
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Finding",
     "Float",
     "Kept",
+    "Said",
     "Store",
     "examine",
     "fingerprint",

@@ -40,8 +40,10 @@ class Few:
     draws: int
     classes: int
 
-    def packed(self, logits: Tensor | Headed, digest: bytes) -> Raw:
+    def packed(self, logits: Tensor | Headed | Sparse, digest: bytes) -> Raw:
         """The answers of a row (tokens, classes) as bytes; chance depends on the digest alone.
+
+        What is Sparse already is kept as it is, where it has just the top.
 
         Probabilities are rounded up or down by chance, so that they are right on average; what is
         drawn is a systematic sample (Kitagawa 1996: one random number a token, even steps), which
@@ -49,9 +51,10 @@ class Few:
         """
         chance = _Chance(digest)
         step = max(1, _AT_ONCE // self.classes)
+        if isinstance(logits, Sparse) and self._has_just(logits):
+            step = max(1, len(logits))
         found = [
-            self._cut(dense(logits[start : start + step]), chance)
-            for start in range(0, len(logits), step)
+            self._cut(logits[start : start + step], chance) for start in range(0, len(logits), step)
         ] or [self._cut(torch.zeros(0, self.classes), chance)]
         ids, codes, rest, drawn = (np.concatenate(each) for each in zip(*found, strict=True))
         writer, parts = Writer(), []
@@ -93,9 +96,19 @@ class Few:
             weights[:, self.top :][own] = share * _times(new)
         return ids, weights, rest
 
-    def _cut(self, logits: Tensor, chance: _Chance) -> tuple[npt.NDArray[Any], ...]:
+    def _has_just(self, few: Sparse) -> bool:
+        return not self.draws and few.head == self.top == few.ids.shape[-1]
+
+    def _cut(
+        self, logits: Tensor | Headed | Sparse, chance: _Chance
+    ) -> tuple[npt.NDArray[Any], ...]:
         """Of some tokens the head's rising ids, its codes, that of the rest, and what is drawn."""
-        p = logits.detach().double().softmax(-1)
+        if isinstance(logits, Sparse) and self._has_just(logits):
+            known, order = logits.ids.sort(-1)
+            told = logits.weights.double().gather(-1, order).cpu().numpy()
+            others = _coded(logits.rest.double().cpu().numpy(), chance)
+            return known.cpu().numpy(), _coded(told, chance), others, np.zeros((len(told), 0))
+        p = dense(logits).detach().double().softmax(-1)
         ids = p.topk(self.top).indices.sort(-1).values
         head = p.gather(-1, ids)
         rest = p.scatter_(-1, ids, 0).sum(-1) if self.top else p.new_ones(len(p))
@@ -105,8 +118,8 @@ class Few:
             whole = p.cumsum_(-1)
             steps = steps.to(whole.device) / self.draws * whole[:, -1:]
             drawn = torch.searchsorted(whole, steps, right=True).clamp_max(self.classes - 1)
-        numbers, sure, others, picked = (each.cpu().numpy() for each in (ids, head, rest, drawn))
-        return numbers, _coded(sure, chance), _coded(others, chance), picked
+        numbers, sure, rests, picked = (each.cpu().numpy() for each in (ids, head, rest, drawn))
+        return numbers, _coded(sure, chance), _coded(rests, chance), picked
 
 
 class _Chance:

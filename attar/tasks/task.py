@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attar.errors import DataError, RecipeError, nearest
 from attar.tasks.sampling import Batches
-from attar.types import Batch, Knowledge
+from attar.types import Batch, Knowledge, Question
 
 if TYPE_CHECKING:
     from attar.tasks.classes import Classification
@@ -162,6 +162,18 @@ class Task(ABC):
     def read(self, note: Mapping[str, Any]) -> Batch:
         """What was written, from its note. Raises RecipeError: here nothing ever is."""
         return self.write(note)
+
+    def questions(self, *_: Any) -> list[Question]:
+        """What somebody far away is asked. Raises RecipeError: here nobody goes on from a text."""
+        raise RecipeError(f"An endpoint teaches language models; {self.noun} are only answered.")
+
+    def heard(self, *_: Any) -> Any:
+        """The task with what was answered. Raises RecipeError: here nobody is asked."""
+        return self.questions()
+
+    def verbatim(self, batch: Batch) -> Knowledge:  # noqa: ARG002
+        """A teacher that is sure of what stands there. Raises RecipeError: here are no words."""
+        raise RecipeError(f"An endpoint teaches language models; {self.noun} are only answered.")
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:  # noqa: ARG002
         """What of models is to be read in the report beside their figures: tables, by title."""

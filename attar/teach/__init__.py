@@ -20,6 +20,7 @@ from attar.teach.rewarded import rewarded
 from attar.teach.several import ensemble, uncertain
 from attar.teach.stored import stored
 from attar.teach.weighed import distillm2, minillm
+from attar.teach.written import spoken as spoken
 from attar.teach.written import teacher_text
 
 __all__ = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from torch import nn
 
 from attar.teach.asking import only
-from attar.types import Batch, Lesson, Moment, Share
+from attar.types import Batch, Knowledge, Lesson, Moment, Share
 
 
 class Write(Protocol):
@@ -50,3 +50,14 @@ def teacher_text(
     teacher = only(teachers, "teacher_text")
     for batch in batches:
         yield Lesson(write(teacher, batch, prompt, temperature), None)
+
+
+def spoken(
+    batches: Iterable[Batch], recall: Callable[[Batch], Knowledge | None]
+) -> Iterator[Lesson]:
+    """Lessons in what a teacher wrote before the training, which is what the batches hold.
+
+    recall: of a batch, what the teacher said of each token; None where nothing but the text is left
+    """
+    for batch in batches:
+        yield Lesson(batch, recall(batch))

@@ -28,11 +28,13 @@ class Document:
     text: as it is read, a template of conversations applied
     learned: from which character to which; None where all of it is
     ended: whether the text says itself where it ends, as a template does
+    turns: of a conversation, the messages before the first that is learned
     """
 
     text: str
     learned: tuple[tuple[int, int], ...] | None = None
     ended: bool = False
+    turns: tuple[Mapping[str, Any], ...] = ()
 
 
 def read(dataset: str, tokenizer: Any) -> dict[str, list[Document]]:
@@ -168,4 +170,5 @@ def conversation(place: str, messages: Sequence[Mapping[str, Any]], tokenizer: A
         spans.append((len(before), len(after)))
     if not spans:
         raise DataError(f"{place} is a conversation in which no assistant says anything.")
-    return Document(whole, tuple(spans), ended=True)
+    first = next(n for n, each in enumerate(messages) if each.get("role") == "assistant")
+    return Document(whole, tuple(spans), ended=True, turns=tuple(messages[:first]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from attar.tasks.intervals import interval
 from attar.tasks.loading import device_of
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
-from attar.tasks.text import causal, corpora, packing, tokenizing, writing
+from attar.tasks.text import causal, corpora, dictated, packing, tokenizing, writing
 from attar.tasks.text.answers import Heard, asked
 from attar.tasks.text.packing import Row
 from attar.tasks.text.readings import Retold
-from attar.types import IGNORE, Amount, Batch, Count, Knowledge
+from attar.types import IGNORE, Amount, Answer, Batch, Count, Knowledge, Question
 
 AT_ONCE = 1024
 """Tokens that are asked about together where nothing else says how many."""
@@ -76,7 +76,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         self._dataset = dataset
         found = corpora.read(dataset, self.tokenizer)
         parts, self.notes = corpora.divided(found, seed, validation)
-        self.texts = tuple(each.text for each in parts["train"])
+        self._documents = parts["train"]
+        self.texts = tuple(each.text for each in self._documents)
         self.length, self.pack, self.prompts, self._seed = length, pack, prompts, seed
         self.swept = max(1, AT_ONCE // length)
         self._teacher: nn.Module | None = None
@@ -360,6 +361,35 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     def read(self, note: Mapping[str, Any]) -> Batch:
         """The batch of the rows that were noted."""
         return self._of(packing.read(note))
+
+    def questions(
+        self, prompt: float, most: int | None = None, by: dictated.By | None = None
+    ) -> list[Question]:
+        """What a teacher that is no network here is to go on from, as `dictated.questions` says."""
+        asked = dictated.questions(
+            self._documents, self.tokenizer, self.length, prompt=prompt, most=most, by=by
+        )
+        return list(asked)
+
+    def heard(
+        self, pairs: Iterable[tuple[Question, Answer]], top: int | None = None
+    ) -> tuple[generation, dictated.Dictated]:
+        """The same task, whose rows to learn from are what was answered; and what these rows are.
+
+        top: how many likely tokens were asked for at each place; None where none
+        """
+        found = dictated.dictated(pairs, self.tokenizer, self.length, pack=self.pack, top=top)
+        there = copy.copy(self)
+        there._rows = [*self._rows, *found.rows]
+        there._keys = [row.key for row in there._rows]
+        there.rows = {**self.rows, "train": tuple(range(len(self._rows), len(there._rows)))}
+        return there, found
+
+    def verbatim(self, batch: Batch) -> Knowledge:
+        """What a teacher would say that is sure of each token that comes."""
+        longest = max(map(len, batch.inputs))
+        sure = dictated.sure(batch.labels[:, :longest], self.vocabulary)
+        return Knowledge(sure, mask=_mask(batch.inputs, longest).long())
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:
         """How every model goes on from the middle of some test rows, beside what stands there."""

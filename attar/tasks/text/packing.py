@@ -72,10 +72,10 @@ def rows(documents: Sequence[Document], tokenizer: Any, length: int, *, pack: bo
     pack: put pieces that do not fill a row side by side
     """
     pieces = [
-        piece for row in _encoded(documents, tokenizer) for piece in _pieces(*row, length=length)
+        piece for row in encoded(documents, tokenizer) for piece in _pieces(*row, length=length)
     ]
     pieces = [piece for piece in pieces if piece.learned[1:].any()]
-    packed = _packed(pieces, length) if pack else pieces
+    packed = side_by_side(pieces, length) if pack else pieces
     return list({row.key: row for row in packed}.values())
 
 
@@ -97,7 +97,7 @@ def read(note: Mapping[str, Any]) -> list[Row]:
     return [Row(i, flags, tuple(e), w) for i, flags, e, w in zip(ids, learned, *rest, strict=True)]
 
 
-def _encoded(
+def encoded(
     documents: Sequence[Document], tokenizer: Any
 ) -> Iterator[tuple[Ids, Flags, list[int]]]:
     """Of each document its tokens, which are to be learned, and the byte of text each ends at."""
@@ -142,7 +142,7 @@ def _pieces(ids: Ids, learned: Flags, ends: list[int], *, length: int) -> Iterat
             yield Row(ids[at], learned[at], (size,), max(0, written))
 
 
-def _packed(pieces: Sequence[Row], length: int) -> list[Row]:
+def side_by_side(pieces: Sequence[Row], length: int) -> list[Row]:
     """Pieces side by side, the longest first, each into the fullest row that it still fits in."""
     by_room: dict[int, list[list[Row]]] = {}
     for piece in sorted(pieces, key=len, reverse=True):

@@ -138,7 +138,7 @@ def rewritten(
     prompt: share of a document that stays; of conversations and pairs, all before what is learned
     temperature, helped: as in `continued`
     """
-    begun = [_begun(ids, learned, prompt) for row in rows for ids, learned in _documents(row)]
+    begun = [opening(ids, learned, prompt) for row in rows for ids, learned in _documents(row)]
     begun = [each[: length - 1] for each in begun]
     most = length - min(map(len, begun))
     written = continued(model, begun, most, tokenizer, temperature, helped)
@@ -155,7 +155,7 @@ def _documents(row: Row) -> list[tuple[Ids, Any]]:
     return list(zip(np.split(row.ids, ends), np.split(row.learned, ends), strict=True))
 
 
-def _begun(ids: Ids, learned: Any, prompt: float) -> Ids:
+def opening(ids: Ids, learned: Any, prompt: float) -> Ids:
     """What a document begins with: at least a token."""
     if not learned.all() and learned.any():
         return ids[: max(1, int(np.flatnonzero(learned)[0]))]
