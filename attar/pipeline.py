@@ -94,11 +94,9 @@ def _followed(here: Setting, started: float) -> Report:
     taught = teaching(here, teacher, student, book)
     fill_store(here, teacher, taught, book)
     entries = [] if teacher is None else [Entry("teacher", teacher, path=book.teacher)]
-    done, arms_begin = follow_steps(here, teacher, student, taught, book)
-    entries += done
-    if arms_begin is not None:
-        entries += train_baselines(here, teacher, taught, book, *arms_begin)
-    return assemble(here, book, entries, started)
+    done, begun = follow_steps(here, teacher, student, taught, book)
+    controls = [] if begun is None else train_baselines(here, teacher, taught, book, *begun)
+    return assemble(here, book, [*entries, *done, *controls], started)
 
 
 def _rehearse(here: Setting) -> None:

@@ -17,7 +17,8 @@ from attar.tasks.text.nearest import nearest
 from attar.tasks.text.spelling import INSIDE, Spelling, common
 
 LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}
-EXACT = ("byte_level", "fallback", "smollm2")
+SMOLLM2 = pytest.param("smollm2", marks=pytest.mark.slow)  # seconds to unpack
+EXACT = ("byte_level", "fallback", SMOLLM2)
 END = b"<the end of the text>"
 
 
@@ -115,7 +116,7 @@ def test_a_tokenizer_that_drops_letters_is_met_where_characters_end(
 
 
 @pytest.mark.parametrize("its", [*EXACT, "unigram", "word_pieces"])
-@pytest.mark.parametrize("mine", ["byte_level", "smollm2"])
+@pytest.mark.parametrize("mine", ["byte_level", SMOLLM2])
 def test_special_tokens_of_one_side_are_letters_to_the_other(mine: str, its: str) -> None:
     text, reads = tongues.SPECIAL, tokenizer(mine)
     told, ends, _ = spelling(mine).told(np.array(reads(text)["input_ids"]))

@@ -6,19 +6,20 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attar.distill.bridges import Layer, Pair, linear, meet, together
+from attar.distill.meeting import Met, noted, trimmed
 from attar.errors import LayerError, RecipeError, nearest
 from attar.heads import Foreign, Headed, Sparse, dense, in_chunks
 from attar.resolve import asks, compares, foreign, name_of, rowwise
 from attar.resolve import options as options_of
-from attar.types import IGNORE, Batch, Knowledge, Lesson
+from attar.types import Knowledge, Lesson
 
 Weight = float | Callable[[float], float]
 
@@ -128,7 +129,7 @@ class Objective(nn.Module):
         be compared.
         """
         super().__init__()
-        student, teacher = _trimmed(student), None if teacher is None else _trimmed(teacher)
+        student, teacher = trimmed(student), None if teacher is None else trimmed(teacher)
         self.terms = tuple(terms)
         if not self.terms:
             raise RecipeError("There is nothing to minimise: give at least one loss.")
@@ -149,12 +150,12 @@ class Objective(nn.Module):
         """The loss (a scalar) of the student's knowledge of a lesson, and each term's own value."""
         total = torch.zeros((), device=student.logits.device)
         parts: dict[str, float] = {}
-        teacher = None if lesson.teacher is None else _trimmed(lesson.teacher)
-        student = _trimmed(student)
+        teacher = None if lesson.teacher is None else trimmed(lesson.teacher)
+        student = trimmed(student)
         available = {"knowledge": student, "batch": lesson.batch, "progress": progress}
         labels = lesson.batch.labels.to(student.logits.device)
-        notes = _notes(lesson.batch, student.logits.device)
-        met = _Met(student, teacher, labels)
+        notes = noted(lesson.batch, student.logits.device)
+        met = Met(student, teacher, labels)
         met = met.by_token() if lesson.batch.by_token else met
         common = met.common()
         for each, name, asked in zip(self.terms, self._names, self._asked, strict=True):
@@ -290,18 +291,6 @@ def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, An
         raise RecipeError(f"The loss {name} can't be had: {error}") from error
 
 
-def _trimmed(knowledge: Knowledge) -> Knowledge:
-    """Without padding that no row needs: one side may come from a store, which keeps none."""
-    return knowledge.rows(0, len(knowledge.logits))
-
-
-def _notes(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What is known of each label: where tokens have them, of those that are to be learned."""
-    known = batch.labels != IGNORE
-    notes = {name: note[known] if batch.by_token else note for name, note in batch.notes.items()}
-    return {name: note.to(device) for name, note in notes.items()}
-
-
 def _check_noted(each: Term, notes: Mapping[str, Tensor]) -> None:
     """Raises RecipeError where a loss is about what only another scheme knows."""
     for name, parameter in asks(_at_each_step(each.function)).items():
@@ -326,49 +315,6 @@ def _check_tokens(each: Term, student: Knowledge, teacher: Knowledge | None) -> 
             "tokens than the student; take response.mined or response.uld, which don't, or a "
             "teacher with the task's tokenizer."
         )
-
-
-class _Met(NamedTuple):
-    """Both sides where they are compared, with the labels there.
-
-    share: of all the answers that a mean over them is to be over, how many these are
-    """
-
-    student: Knowledge
-    teacher: Knowledge | None
-    labels: Tensor
-    share: float = 1.0
-
-    def by_token(self) -> _Met:
-        """The logits (tokens, vocabulary) where a token is to be learned, and those tokens.
-
-        Raises RecipeError where the two answer for other tokens.
-        """
-        labels = self.labels[:, : self.student.logits.shape[1]]
-        at = labels != IGNORE
-        sides = [side for side in (self.student, self.teacher) if side is not None]
-        alike = 2 if isinstance(sides[-1].logits, Foreign) else 3
-        if len({side.logits.shape[:alike] for side in sides}) > 1:
-            one, other = (tuple(side.logits.shape) for side in sides)
-            raise RecipeError(
-                f"The student's answers {one} and the teacher's {other} are not of the same tokens;"
-                " give both the same tokenizer."
-            )
-        flat = [replace(side, logits=side.logits[at.to(side.logits.device)]) for side in sides]
-        return _Met(flat[0], None if self.teacher is None else flat[1], labels[at])
-
-    def common(self) -> _Met:
-        """Of these, where a teacher that answers in tokens of its own has something to say.
-
-        Elsewhere nothing is lost, so that the parts of a lesson add up to the whole.
-        """
-        if self.teacher is None or not isinstance(self.teacher.logits, Foreign):
-            return self
-        known = self.teacher.logits.known
-        at = known.to(self.labels.device)
-        mine = replace(self.student, logits=self.student.logits[at])
-        its = replace(self.teacher, logits=self.teacher.logits[known])
-        return _Met(mine, its, self.labels[at], int(known.sum()) / max(1, len(known)))
 
 
 def _pairs(each: Term, student: Knowledge, teacher: Knowledge | None) -> dict[str, Pair]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attar import heads
@@ -18,11 +16,10 @@ from attar.errors import DataError, ModelError
 from attar.heads import Foreign, Headed
 from attar.store import key
 from attar.taps import evaluating
-from attar.tasks.intervals import interval
 from attar.tasks.loading import device_of
 from attar.tasks.sampling import Batches
 from attar.tasks.task import Task, Worths
-from attar.tasks.text import causal, corpora, dictated, packing, tokenizing, writing
+from attar.tasks.text import causal, corpora, dictated, packing, scoring, tokenizing, writing
 from attar.tasks.text.answers import Heard, asked
 from attar.tasks.text.packing import Row
 from attar.tasks.text.readings import Retold
@@ -193,21 +190,16 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         own, device = causal.reading(model), device_of(model)
         if isinstance(own, Retold):
             return {name: each.to(device) for name, each in own.inputs(inputs).items()}
-        longest = max(len(row) for row in inputs)
-        ids = torch.full((len(inputs), longest), self.tokenizer.pad_token_id or 0)
-        for n, row in enumerate(inputs):
-            ids[n, : len(row)] = torch.from_numpy(row.ids)
+        ids, positions = packing.padded(inputs, self.tokenizer.pad_token_id or 0)
         ids = ids if own is None else own.ids(ids)
-        if all(len(row.ends) == 1 for row in inputs):
-            return {
-                "input_ids": ids.to(device),
-                "attention_mask": _mask(inputs, longest).long().to(device),
-            }
-        # A place of padding is a document by itself.
-        positions = torch.zeros_like(ids)
-        for n, row in enumerate(inputs):
-            positions[n, : len(row)] = torch.from_numpy(row.positions)
-        return {"input_ids": ids.to(device), "position_ids": positions.to(device)}
+        # A place of padding is a document by itself, and so needs no mask.
+        alone = all(len(row.ends) == 1 for row in inputs)
+        beside = (
+            {"attention_mask": packing.real(inputs, ids.shape[1])}
+            if alone
+            else {"position_ids": positions}
+        )
+        return {name: each.to(device) for name, each in ({"input_ids": ids} | beside).items()}
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """What decides what a model is shown: the rows, and how it reads them."""
@@ -234,7 +226,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
                 "its layers can't be compared token by token; take response.mined or response.uld."
             )
         answers, heard = self._asked(model, batch.inputs, layers)
-        mask = _mask(batch.inputs, max(map(len, batch.inputs))).long().to(answers.device)
+        mask = packing.real(batch.inputs, max(map(len, batch.inputs))).to(answers.device)
         own = causal.reading(model)
         if own is not None:
             return Knowledge(own.answers(answers, batch.inputs), heard(mask), mask)
@@ -286,21 +278,13 @@ class generation(Task):  # noqa: N801  (a recipe names it)
             foreign = isinstance(causal.reading(model), Retold)
             teacher = None if foreign else self._teacher
             beside = {} if teacher is None else self._compared(model, teacher, part)
-        lost, right, count = np.array([found[self._keys[n]] for n in self._part(part)]).T
-        each, nats = -lost * len(count) / count.sum(), float(lost.sum() / count.sum())
-        written = sum(self._rows[n].written for n in self._part(part))
-        low, high = interval(-lost, count)
-        return each, {
-            "score": -nats,
-            "low": low,
-            "high": high,
-            "perplexity": math.exp(min(nats, 700)),
-            "bits_per_byte": float(lost.sum()) / math.log(2) / max(1, written),
-            **({} if foreign else {"accuracy": float(right.sum() / count.sum())}),
-            "examples": len(count),
-            "tokens": int(count.sum()),
-            **beside,
-        }
+        rows = self._part(part)
+        written = sum(self._rows[n].written for n in rows)
+        lost, right, count = np.array([found[self._keys[n]] for n in rows]).T
+        each, figures = scoring.summed(lost, right, count, written)
+        if foreign:
+            del figures["accuracy"]
+        return each, figures | beside
 
     def _compared(self, model: nn.Module, teacher: nn.Module, part: str) -> dict[str, float]:
         """How far a model answers as its teacher does, over some rows of a part."""
@@ -314,13 +298,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
                 said = (self._said(teacher, each) for each in batches)
                 # Half the memory, for an error far below what is told; of ties it would be above.
                 self._answered[part] = [(each.half(), each.argmax(1)) for each in said]
-        same, apart, count = 0.0, 0.0, 0
-        for batch, (its, likeliest) in zip(batches, self._answered[part], strict=True):
-            mine, truth = self._said(model, batch).log_softmax(1), its.float().log_softmax(1)
-            same += float((mine.argmax(1) == likeliest).sum())
-            apart += float((truth.exp() * (truth - mine)).sum())
-            count += len(mine)
-        return {"agreement": same / count, "kl": apart / count, "compared": count}
+        pairs = zip(batches, self._answered[part], strict=True)
+        return scoring.beside((self._said(model, each), *its) for each, its in pairs)
 
     def write(
         self,
@@ -338,20 +317,10 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         Raises ModelError where one of them can't write.
         """
         for each in (model, other or model):
-            kind = type(each).__name__
-            if causal.reading(each) is not None:
-                raise ModelError(f"{kind} writes tokens of its own; give the task its tokenizer.")
-            if not writing.writes(each):
-                raise ModelError(f"{kind} is no model of transformers: it can't write.")
-        rows = writing.rewritten(
-            model,
-            batch.inputs,
-            self.length,
-            self.tokenizer,
-            prompt=prompt,
-            temperature=temperature,
-            helped=None if other is None else (other, share),
-        )
+            writing.check(each, own=causal.reading(each) is not None)
+        helped = None if other is None else (other, share)
+        how: dict[str, Any] = {"prompt": prompt, "temperature": temperature, "helped": helped}
+        rows = writing.rewritten(model, batch.inputs, self.length, self.tokenizer, **how)
         return self._of(rows)
 
     def note(self, batch: Batch) -> dict[str, Any]:
@@ -389,7 +358,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         """What a teacher would say that is sure of each token that comes."""
         longest = max(map(len, batch.inputs))
         sure = dictated.sure(batch.labels[:, :longest], self.vocabulary)
-        return Knowledge(sure, mask=_mask(batch.inputs, longest).long())
+        return Knowledge(sure, mask=packing.real(batch.inputs, longest))
 
     def shown(self, models: Mapping[str, nn.Module]) -> dict[str, list[dict[str, Any]]]:
         """How every model goes on from the middle of some test rows, beside what stands there."""
@@ -403,7 +372,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
         """Of each row: nats that are lost, tokens whose likeliest came, and tokens."""
         own = causal.reading(model)
         if not isinstance(own, Retold):
-            return _told(self.forward(model, batch), batch)
+            return scoring.lost(self.forward(model, batch), batch)
         lost = own.lost(self._asked(model, batch.inputs)[0], batch.inputs)
         counts = (batch.labels != IGNORE).sum(1).tolist()
         return [(nats, 0, count) for nats, count in zip(lost, counts, strict=True)]
@@ -426,22 +395,3 @@ class generation(Task):  # noqa: N801  (a recipe names it)
     def _of(self, rows: Sequence[Row]) -> Batch:
         labels = np.stack([row.labels(self.length) for row in rows])
         return Batch(tuple(rows), torch.from_numpy(labels), tuple(row.key for row in rows))
-
-
-def _mask(rows: Sequence[Row], length: int) -> Tensor:
-    """(rows, length) of bool: which tokens are real."""
-    return torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-
-
-def _told(said: Knowledge, batch: Batch) -> list[tuple[float, int, int]]:
-    """Of each row: nats that are lost, tokens whose likeliest came, and tokens."""
-    found = []
-    for answers, labels in zip(said.logits, batch.labels, strict=True):
-        at = labels[: len(answers)] != IGNORE
-        truth = labels[: len(answers)][at].to(answers.device)
-        lost, right = 0.0, 0
-        for part, told in heads.parts(answers[at.to(answers.device)]):
-            lost += float(F.cross_entropy(told, truth[part], reduction="sum").double())
-            right += int((told.argmax(1) == truth[part]).sum())
-        found.append((lost, right, len(truth)))
-    return found

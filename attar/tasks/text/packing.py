@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from attar.store import key
 from attar.tasks.text.corpora import Document
@@ -161,3 +162,19 @@ def _joined(pieces: Sequence[Row]) -> Row:
         tuple(ends.tolist()),
         sum(piece.written for piece in pieces),
     )
+
+
+def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
+    """(rows, longest) of tokens, and of their positions; padding stands at position 0."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    positions = torch.zeros_like(ids)
+    for n, row in enumerate(rows):
+        ids[n, : len(row)] = torch.from_numpy(row.ids)
+        positions[n, : len(row)] = torch.from_numpy(row.positions)
+    return ids, positions
+
+
+def real(rows: Sequence[Row], length: int) -> Tensor:
+    """(rows, length) of 1 for tokens and 0 for padding."""
+    return (torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]).long()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attar.errors import ModelError
 from attar.taps import evaluating
 from attar.tasks.loading import device_of
 from attar.tasks.text.packing import Ids, Row
@@ -23,6 +24,18 @@ WORD = re.compile(r"\w+")
 def writes(model: nn.Module) -> bool:
     """Whether a model is one of `transformers`, which write a token at a time."""
     return "config" in vars(model)
+
+
+def check(model: nn.Module, *, own: bool) -> None:
+    """Raises ModelError where a model can't write the task's tokens.
+
+    own: whether it has tokens of its own
+    """
+    kind = type(model).__name__
+    if own:
+        raise ModelError(f"{kind} writes tokens of its own; give the task its tokenizer.")
+    if not writes(model):
+        raise ModelError(f"{kind} is no model of transformers: it can't write.")
 
 
 def continued(
