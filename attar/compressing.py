@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from attar import export, students
+from attar.distill.recomputing import recomputable
 from attar.errors import RecipeError
 from attar.recipe import Piece
-from attar.resolve import ask
+from attar.resolve import ask, chosen
 from attar.setting import Book, Setting
 from attar.types import Act, Batch, InTraining, Quantized
 
@@ -86,6 +87,8 @@ def check_step(step: Piece, model: nn.Module) -> None:
                 "distill first, after which they are its own."
             )
         return
+    if chosen(step.function, "recompute"):
+        recomputable(model)
     if len({"steps", "epochs"} & set(step.function.keywords)) != 1:
         raise RecipeError("The step distill needs either `steps` or `epochs`.")
     if any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters()):

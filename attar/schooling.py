@@ -268,8 +268,18 @@ def how_kept(here: Setting) -> dict[str, Any]:
     return {name: chosen(here.plan.teach.function, name) for name in names}
 
 
-def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book: Book) -> None:
-    """Ask the teacher once for everything that training will need, where the scheme keeps it."""
+def fill_store(
+    here: Setting,
+    teacher: nn.Module | None,
+    taught: Teaching,
+    book: Book,
+    *,
+    everything: bool = False,
+) -> None:
+    """Ask the teacher once for everything that training will need, where the scheme keeps it.
+
+    everything: also what this training will not be shown, as others may read the store
+    """
     scheme = here.plan.teach
     if teacher is None or scheme is None or not here.taught_by("offline"):
         return
@@ -277,7 +287,10 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
         return
     start = time.monotonic()
     folder = teach.store_folder(scheme.function.keywords.get("store"), here.cache)
-    (needed, total), done = to_be_asked(here), 0
+    done = 0
+    needed, total = (
+        (here.task.foreseen(), here.task.size("train")) if everything else to_be_asked(here)
+    )
     facts, kept = facts_of(here, teacher, taught), how_kept(here)
     with (
         teach.open_store(folder, teacher, facts, **kept) as known,
@@ -301,12 +314,15 @@ def fill_store(here: Setting, teacher: nn.Module | None, taught: Teaching, book:
 def to_be_asked(here: Setting) -> tuple[Iterable[Batch], int]:
     """All that training will ask a teacher about, and how many rows that is.
 
-    Training that ends within its first epoch asks about what it will have been shown by then.
+    Training that ends within its first epoch asks about what it will have been shown by then; but
+    a store that the recipe names is filled, for whoever reads it next.
     """
+    scheme = here.plan.teach
+    named = scheme is not None and chosen(scheme.function, "store") is not None
     steps = [piece.function for piece in here.plan.steps if piece.name == "distill"]
     taken, sizes = ({chosen(each, name) for each in steps} for name in ("steps", "batch_size"))
     whole = here.task.size("train")
-    if None not in taken and len(sizes) == 1:
+    if None not in taken and len(sizes) == 1 and not named:
         # A scheme is taken up once more after the last step, for what it does behind its yield.
         count = sum(chosen(each, "steps") for each in steps) + 1
         drawn = here.task.batches("train", batch_size=sizes.pop())

@@ -48,7 +48,7 @@ def endpoint(
     *,
     url: str,
     model: str,
-    key: str | None = "OPENAI_API_KEY",
+    key: str | None = None,
     top: Count | None = None,
     tokens: Count | None = None,
     prompts: Count | None = None,

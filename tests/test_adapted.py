@@ -169,6 +169,12 @@ def test_only_the_adapter_is_trained_and_what_it_learns_comes_back_after_a_kill(
     assert torch.equal(said(again), said(student))
 
 
+def test_a_head_that_is_the_embeddings_too_is_not_adapted_alone() -> None:
+    with pytest.raises(ModelError, match=r"lm_head has one weight with another layer"):
+        students.lora(storybook.llama(1), layers=["lm_head"])
+    students.lora(storybook.llama(1, tie_word_embeddings=False), layers=["lm_head"])
+
+
 def test_a_network_without_linear_layers_of_that_name_is_refused() -> None:
     with pytest.raises(ModelError, match="takes no adapter"):
         students.lora(storybook.llama(1), layers=["nowhere"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from speaking import PROMPTS, Reply, answered, asking, endpoint, paid, right, speaking, texts
 
+from attar.endpoint.bill import BESIDE, dearest
 from attar.endpoint.pace import Pace, backoff
 from attar.errors import EndpointError
 
@@ -40,6 +41,27 @@ def test_a_budget_counts_what_earlier_runs_paid(tmp_path: Path) -> None:
         with pytest.raises(EndpointError, match="6 is paid, and 4 of 6"):
             asking(small, tmp_path)
         assert len(server.asked) == 4
+
+
+def test_the_dearest_a_request_can_be_counts_all_that_is_read_and_every_answer() -> None:
+    body = {"model": "m" * 99, "prompt": "née", "max_tokens": 10, "temperature": 1.0}
+    plain = dearest(body)
+    assert plain.completion == 10
+    assert plain.prompt - BESIDE == len('"née"'.encode())
+    assert dearest(body | {"n": 8}).completion == 80
+    assert dearest(body | {"n": 2, "best_of": 4}).completion == 40
+    tools = [{"name": "look"}]
+    assert dearest(body | {"tools": tools}).prompt - plain.prompt == len(json.dumps(tools))
+
+
+def test_a_budget_needs_an_end_of_every_answer() -> None:
+    price = {"prompt": 1.0, "completion": 1.0}
+    endless = {"max_tokens": None}
+    with pytest.raises(EndpointError, match="answers of some length"):
+        endpoint("http://localhost:1/v1", price=price, budget=1.0, more=endless).check()
+    endpoint("http://localhost:1/v1", price=price, more=endless).check()
+    bound = endless | {"max_completion_tokens": 9}
+    endpoint("http://localhost:1/v1", price=price, budget=1.0, more=bound).check()
 
 
 def test_a_budget_without_prices_is_refused() -> None:

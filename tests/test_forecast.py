@@ -113,6 +113,18 @@ def test_a_training_within_an_epoch_asks_about_what_it_will_be_shown(world: Path
     assert known.missing(sorted(shown)) == []
 
 
+@pytest.mark.parametrize("how", ["named", "everything"])
+def test_a_store_for_others_is_filled_whole(world: Path, tmp_path: Path, how: str) -> None:
+    named = f"teach.offline.store={tmp_path / 'mine'}"
+    here = setting(world, "steps.0.distill={steps: 2, batch_size: 8}", *[named] * (how == "named"))
+    book = Book()
+    teacher = pipeline.find_teacher(here, book)
+    student = casting.build_student(here, teacher)
+    taught = schooling.teaching(here, teacher, student, book)
+    schooling.fill_store(here, teacher, taught, book, everything=how == "everything")
+    assert book.plan["knowledge"]["rows"] == here.task.size("train") == 90
+
+
 def test_a_forecast_writes_nothing(world: Path, tmp_path: Path) -> None:
     foreseen(world)
     assert list(tmp_path.iterdir()) == []

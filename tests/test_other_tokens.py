@@ -27,6 +27,7 @@ from attar.recipe import read
 from attar.screen import Silent
 from attar.store import Store
 from attar.tasks.text import generation
+from attar.tasks.text.readings import Renumbered
 from attar.teach import ask
 from attar.types import IGNORE, Batch, Knowledge, Lesson
 
@@ -132,6 +133,13 @@ def test_a_tokenizer_of_another_model_is_refused(make: Make) -> None:
     model.tokenizer = tongues.tongue("byte_level")
     with pytest.raises(ModelError, match="has 400 classes and its tokenizer ids up to 899"):
         make().load(model)
+
+
+def test_a_token_that_a_student_wrote_and_its_teacher_lacks_is_not_shown_as_another() -> None:
+    reading = Renumbered(torch.tensor([2, -1, 0]), "", "")
+    assert reading.ids(torch.tensor([[0, 2]])).tolist() == [[2, 0]]
+    with pytest.raises(ModelError, match="wrote a token that its teacher lacks"):
+        reading.ids(torch.tensor([[0, 1]]))
 
 
 def test_texts_with_a_token_that_the_teacher_lacks_are_told_it_letter_by_letter(

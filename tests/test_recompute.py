@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.distill import term, train
+from attar.distill.recomputing import recomputable
 from attar.errors import EngineError
 from attar.losses import feature, response
 from attar.tasks.text import generation
@@ -59,6 +60,21 @@ def test_less_is_kept_and_the_weights_are_the_same(task: generation) -> None:
 def test_afterwards_a_student_is_as_it_was(task: generation) -> None:
     student, _ = trained(task, recompute=True)
     assert not [path for path, module in student.named_modules() if "forward" in vars(module)]
+
+
+class Moving(nn.Module):
+    """What rounds while it is trained, by what it has seen."""
+
+    def fixed(self) -> nn.Module:
+        return self
+
+
+@pytest.mark.parametrize("noting", [nn.BatchNorm1d(3), Moving()], ids=["norm", "qat"])
+def test_blocks_that_note_what_passes_are_refused(noting: nn.Module) -> None:
+    parts = [nn.Sequential(nn.Linear(3, 3), noting, nn.ReLU()) for _ in range(3)]
+    model = nn.Sequential(*parts)
+    with pytest.raises(EngineError, match="notes what passes through it, and would twice"):
+        recomputable(model)
 
 
 def test_a_model_that_can_not_is_told_so() -> None:

@@ -178,7 +178,7 @@ def teach(
     taught = schooling.teaching(here, teacher, student, book)
     if not any(term.needs_teacher for term in taught.terms):
         raise RecipeError(f"{here.recipe.place('losses')}: no loss asks for the teacher")
-    schooling.fill_store(here, teacher, taught, book)
+    schooling.fill_store(here, teacher, taught, book, everything=True)
 
 
 @app.command("list")

@@ -49,7 +49,7 @@ class Met(NamedTuple):
             one, other = (tuple(side.logits.shape) for side in sides)
             raise RecipeError(
                 f"The student's answers {one} and the teacher's {other} are not of the same tokens;"
-                " give both the same tokenizer."
+                " give the task the student's tokenizer."
             )
         flat = [replace(side, logits=side.logits[at.to(side.logits.device)]) for side in sides]
         return Met(flat[0], None if self.teacher is None else flat[1], labels[at])

@@ -54,6 +54,12 @@ class Term:
         return bool(self.layers) or "teacher" in asks(_at_each_step(self.function))
 
     @property
+    def noted(self) -> list[str]:
+        """What it needs to be told of each token that its scheme alone knows."""
+        known = asks(_at_each_step(self.function)).items()
+        return [n for n, each in known if n in NOTED and each.default is each.empty]
+
+    @property
     def has_state(self) -> bool:
         """Whether the loss learns or remembers something of its own."""
         whole = _whole(self.function)
@@ -293,8 +299,8 @@ def _compared(name: str, function: Callable[..., Tensor], given: Mapping[str, An
 
 def _check_noted(each: Term, notes: Mapping[str, Tensor]) -> None:
     """Raises RecipeError where a loss is about what only another scheme knows."""
-    for name, parameter in asks(_at_each_step(each.function)).items():
-        if name in NOTED and name not in notes and parameter.default is parameter.empty:
+    for name in each.noted:
+        if name not in notes:
             raise RecipeError(
                 f"The loss {each.name} asks for the {name!r} of each token, which these lessons do "
                 "not tell; take the scheme that has its name."

@@ -39,6 +39,9 @@ def overfit(here: Setting, cast: Cast) -> Iterator[Finding]:
         yield Finding(name, None, "The teacher is trained first, and there are no labels but its.")
         return
     terms = _constant(here, cast)
+    if not terms:
+        yield Finding(name, None, "What the student learns from is known in its training alone.")
+        return
     part = "train" if cast.trained else "labelled"
     size = min(32, chosen(step, "batch_size"))
     batches = list(islice(here.task.batches(part, batch_size=size), 2))
@@ -60,12 +63,16 @@ def _constant(here: Setting, cast: Cast) -> tuple[distill.Term, ...]:
     """The recipe's terms, each at its highest weight.
 
     Of a teacher that is not trained yet the answers mean nothing: the labels stand in for them.
+    Left out is what asks for a teacher where none is at hand, or for what a scheme notes.
     """
     terms = cast.taught.terms
     if cast.teacher is not None and not cast.trained:
         kept = [term for term in terms if term.layers or not term.needs_teacher]
         labels = [distill.term(here.task.loss)]
         terms = (*kept, *(labels if all(term.needs_teacher for term in kept) else ()))
+    if cast.teacher is None:
+        terms = tuple(term for term in terms if not term.needs_teacher)
+    terms = tuple(term for term in terms if not term.noted)
     return tuple(
         replace(term, weight=max(term.weight_at(share) for share in (0.0, 0.5, 1.0)))
         for term in terms
@@ -118,7 +125,7 @@ def _memorize(
         if _learned(losses):
             raise _Enough
 
-    kept = ("lr", "optimizer", "weight_decay", "clip", "accumulate", "rates")
+    kept = ("lr", "optimizer", "weight_decay", "clip", "accumulate", "recompute", "rates")
     with suppress(_Enough):
         distill.train(
             student,

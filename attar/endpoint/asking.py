@@ -72,6 +72,12 @@ class Endpoint:
             )
         if self.budget is not None and {"prompt", "completion"} - set(self.price or {}):
             raise EndpointError("A budget needs the `price` of both prompt and completion tokens.")
+        unbound = "max_tokens" in self.more and not self.more["max_tokens"]
+        if self.budget is not None and unbound and not self.more.get("max_completion_tokens"):
+            raise EndpointError(
+                "A budget needs answers of some length at most; leave `max_tokens` as it is, or "
+                "give `max_completion_tokens` in `more`."
+            )
         for name in ("requests", "tokens", "at_once", "timeout"):
             if name in self.limits and self.limits[name] <= 0:
                 raise EndpointError(f"The limit {name!r} of an endpoint is more than 0.")

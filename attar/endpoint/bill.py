@@ -98,7 +98,13 @@ class Bill:
 
 def dearest(body: Mapping[str, Any]) -> Usage:
     """The most that a request can cost: no tokenizer makes more tokens than there are bytes."""
-    said = body.get("prompt", body.get("messages"))
-    written = json.dumps(said, ensure_ascii=False).encode("utf-8", "replace")
+    # Whatever is more than a number may be read: the prompt, but tools and forms of answers too.
+    said = [each for name, each in body.items() if name != "model" and not _number(each)]
+    written = "".join(json.dumps(each, ensure_ascii=False) for each in said)
     most = body.get("max_tokens", body.get("max_completion_tokens", 0))
-    return Usage(len(written) + BESIDE, int(most))
+    times = max(int(body.get("n") or 1), int(body.get("best_of") or 1))
+    return Usage(len(written.encode("utf-8", "replace")) + BESIDE, times * int(most or 0))
+
+
+def _number(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float)

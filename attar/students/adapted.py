@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from copy import deepcopy
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,11 +66,25 @@ def lora(
     wanted = layers or "all-linear"
     how = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted)
     try:
-        network: nn.Module = inject_adapter_in_model(how, student, adapter_name=NAME)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tied weights, which are refused here
+            network: nn.Module = inject_adapter_in_model(how, student, adapter_name=NAME)
     except ValueError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ModelError(f"{type(teacher).__name__} takes no adapter: {reason}.") from error
+    _check_alone(network)
     return network
+
+
+def _check_alone(network: nn.Module) -> None:
+    """Raises ModelError where what an adapter is added to is another layer's weight as well."""
+    owners = Counter(id(each) for m in network.modules() for each in m.parameters(recurse=False))
+    for path, module in network.named_modules():
+        if isinstance(module, Adapted) and owners[id(module.base_layer.weight)] > 1:
+            raise ModelError(
+                f"{path} has one weight with another layer (tied embeddings), which can't be "
+                "adapted alone; leave it out of `layers`."
+            )
 
 
 def adapted(model: nn.Module) -> bool:

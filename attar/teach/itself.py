@@ -66,6 +66,8 @@ def virtual(
     2020 (Tf-KD_reg, equation 9; confidence 0.9 or more, temperature 20).
     Raises RecipeError where the true label would not be the likeliest.
     """
+    if not classes:
+        raise RecipeError("virtual invents answers of classes, and there are none here.")
     if not 1 / len(classes) < confidence < 1:
         raise RecipeError(
             f"The confidence of virtual is {confidence}; with {len(classes)} classes it lies "

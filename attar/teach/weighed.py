@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.heads import CHUNK, Sparse, dense
+from attar.heads import CHUNK, Foreign, Sparse, dense
 from attar.teach.asking import ask, only
 from attar.teach.written import Write
 from attar.types import IGNORE, Batch, Decay, Forward, Knowledge, Lesson, Moment, Share
@@ -104,6 +104,11 @@ def likelihoods(said: Knowledge, batch: Batch) -> Tensor:
 
     Raises RecipeError where few of its answers are kept: others have no likelihood of their own.
     """
+    if isinstance(said.logits, Foreign):
+        raise RecipeError(
+            "The teacher answers in tokens of its own, so it can't weigh the student's; take "
+            "online or offline, with response.mined or response.uld."
+        )
     if isinstance(said.logits, Sparse):
         raise RecipeError(
             "What was drawn may be none of the few tokens that this teacher tells about; weighing "

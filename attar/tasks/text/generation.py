@@ -40,7 +40,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     dataset: .txt, .jsonl (.gz), .json, .parquet or .csv, or a folder of these with a file per split
         (train, validation, test)
-    tokenizer: of which model (folder, hub name, .gguf, `package:NAME`); teacher and student read it
+    tokenizer: of which model (folder, hub name, .gguf, `package:NAME`); the student reads it
     length: tokens of a row
     validation: share of the training documents held out for every choice, where no file is; of the
         test it is a fifth

@@ -55,7 +55,13 @@ class Renumbered:
 
     def ids(self, ids: Tensor) -> Tensor:
         """The model's ids for the task's."""
-        return self.index[ids].clamp_min(0)
+        its = self.index[ids]
+        if (its < 0).any():
+            raise ModelError(
+                "A student wrote a token that its teacher lacks, so the teacher can't be asked "
+                "about it; take a scheme over the data's own text, where there is none."
+            )
+        return its
 
     def answers(self, logits: Tensor | Headed, rows: Sequence[Row]) -> Any:  # noqa: ARG002
         """What the model says, over the task's tokens."""
