@@ -166,8 +166,8 @@ def _against(arm: str, weighed: Sequence[Weighed]) -> Iterator[str]:
     if lower:
         yield f"No better than {arm} (not resolved): {_listed(lower, why=True)}."
     if below:
-        verb = "does" if len(below) == 1 else "do"
-        yield f"Below {arm}, and resolved: {_listed(below)}. That {verb} not help."
+        who = "That does" if len(below) == 1 else "Those do"
+        yield f"Below {arm}, and resolved: {_listed(below)}. {who} not help."
 
 
 def _listed(weighed: Sequence[Weighed], *, why: bool = False) -> str:
