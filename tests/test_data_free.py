@@ -455,6 +455,7 @@ def noise(seed: int) -> Iterator[Batch]:
             yield Batch(torch.randn(64, 1, 8, 8, generator=random), batch.labels, batch.keys)
 
 
+@pytest.mark.slow
 def test_a_student_learns_to_read_digits_that_neither_it_nor_the_scheme_ever_sees() -> None:
     images, labels = digits()
     seed = 0

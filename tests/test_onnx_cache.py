@@ -59,6 +59,7 @@ def written(file: Path, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -
     return np.concatenate(found, 1)
 
 
+@pytest.mark.slow
 def test_it_writes_what_transformers_writes(model: Any, file: Path) -> None:
     prompts = [storybook.tokenizer()(text)["input_ids"] for text in storybook.stories(3)]
     longest = max(map(len, prompts))
@@ -80,6 +81,7 @@ def test_it_writes_what_transformers_writes(model: Any, file: Path) -> None:
     assert (~ended).sum() >= 2 * NEW
 
 
+@pytest.mark.slow
 def test_it_is_scored_like_any_file(model: Any, file: Path, task: generation) -> None:
     _, whole = task.judged(task.load(model), "test")
     _, found = task.judged(task.load(str(file)), "test")

@@ -25,7 +25,14 @@ ROOT = Path(__file__).parent.parent
 EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
 COMPARISONS = [path for path in EVERY if "\narms:" in path.read_text(encoding="utf-8")]
 RECIPES = [path for path in EVERY if path not in COMPARISONS]
-MORE = {"schemes", "pendulum.yaml", "representation.yaml", "minatar.yaml", "kickstart.yaml"}
+MORE = {
+    "schemes",
+    "cartpole.yaml",
+    "pendulum.yaml",
+    "representation.yaml",
+    "minatar.yaml",
+    "kickstart.yaml",
+}
 TWINS = [
     pytest.param(path, marks=[pytest.mark.slow] * (not MORE.isdisjoint(path.parts)))
     for path in RECIPES
@@ -218,9 +225,14 @@ def test_every_arm_of_every_comparison_can_be_run(
     assert path.read_text(encoding="utf-8").startswith(
         f"# attar compare recipes/{title(path)}.yaml"
     )
-    reads = "text.classification" in str(read_comparison(path).recipe)
-    settings = [f"task.dataset={bank}", "task.validation=0.2", f"teacher.model={base}"]
-    paper = read_comparison(path, settings if reads else pictures(tmp_path))
+    said = str(read_comparison(path).recipe)
+    if "text.generation" in said:
+        settings = stories(tmp_path)
+    elif "text.classification" in said:
+        settings = [f"task.dataset={bank}", "task.validation=0.2", f"teacher.model={base}"]
+    else:
+        settings = pictures(tmp_path)
+    paper = read_comparison(path, settings)
     assert len(paper.seeds) >= 3
     assert len(planned(paper).lines) >= 5
     for arm in paper.runs():
@@ -230,5 +242,17 @@ def test_every_arm_of_every_comparison_can_be_run(
         assert sum(chosen(step, "steps") for step in steps) == STEPS[path.stem], arm.title
 
 
-STEPS = {"compare-compression": 500, "compare-compression-cifar10": 300, "few-labels": 700}
+def stories(folder: Path) -> list[str]:
+    """A book, and a Llama as deep as SmolLM2."""
+    model = storybook.saved(folder / "deep", storybook.llama(30))
+    book = storybook.book(folder / "book")
+    return [f"task.dataset={book}", f"task.tokenizer={model}", f"teacher.model={model}"]
+
+
+STEPS = {
+    "compare-compression": 500,
+    "compare-compression-cifar10": 300,
+    "compare-smollm2": 60,
+    "few-labels": 700,
+}
 """The optimizer steps that every arm of a comparison takes."""

@@ -218,7 +218,7 @@ ALL = (
 def test_every_student_in_the_room_is_among_the_promises() -> None:
     pictures = {"mobilenet", "resnet", "wideresnet"}  # tests/test_vision_students.py
     states = {"mlp", "convnet"}  # tests/test_control_task.py
-    writers = {"llama"}  # tests/test_generation_pipeline.py
+    writers = {"llama", "lora"}  # tests/test_generation_pipeline.py, tests/test_adapted.py
     reads = set(students.__all__) - pictures - states - writers
     assert {name.split()[0] for name in ALL} == reads
 
