@@ -264,17 +264,28 @@ def cross_entropy(logits: Tensor | Headed, labels: Tensor, label_smoothing: floa
     logits: (..., classes); labels: (...) int64
     label_smoothing: share of each label that is spread evenly over all classes
     """
-    known = labels != IGNORE
 
     def surprise(student: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(student.float(), labels, label_smoothing=label_smoothing)
 
-    return in_chunks(surprise, {"student": logits[known], "labels": labels[known]})
+    student, known = at_labels(logits, labels)
+    return in_chunks(surprise, {"student": student, "labels": known})
 
 
 def dense(logits: Tensor | Headed | Sparse | Foreign) -> Tensor:
     """The logits as one tensor, whatever stands in their place."""
     return logits if isinstance(logits, Tensor) else logits.dense()
+
+
+def at_labels(logits: Any, labels: Tensor) -> tuple[Any, Tensor]:
+    """Logits (places, classes) where there is a label, those that are not `IGNORE`, and the labels.
+
+    logits: (..., classes), whatever stands in their place; labels: (...) int64, of as many places
+        or more: padding that no model was shown
+    """
+    labels = labels[tuple(map(slice, logits.shape[:-1]))]
+    at = labels != IGNORE
+    return logits[at.to(logits.device)], labels[at]
 
 
 def parts(logits: Tensor | Headed) -> Iterator[tuple[slice, Tensor]]:

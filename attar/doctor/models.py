@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from attar import teach
 from attar.doctor.finding import Finding, share
-from attar.heads import dense
+from attar.heads import at_labels, dense
 from attar.resolve import chosen
 from attar.setting import Cast, Setting
 from attar.tasks import text
-from attar.types import IGNORE
 
 
 def data(here: Setting) -> Iterator[Finding]:
@@ -197,11 +196,9 @@ def _answered(here: Setting, teacher: nn.Module, part: str, count: int) -> tuple
     said, labels = [], []
     for n in range(0, len(batch), 64):
         some = batch.rows(n, n + 64)
-        logits = teach.ask(teacher, some, here.task.forward).logits
-        truth = some.labels[:, : logits.shape[1]] if some.by_token else some.labels
+        logits, truth = teach.ask(teacher, some, here.task.forward).logits, some.labels
         if some.by_token:
-            at = truth != IGNORE
-            logits, truth = logits[at.to(logits.device)], truth[at]
+            logits, truth = at_labels(logits, truth)
         said.append(dense(logits).cpu())
         labels.append(truth)
     return torch.cat(said), torch.cat(labels)

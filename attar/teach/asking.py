@@ -133,14 +133,19 @@ def ask(teacher: nn.Module, batch: Batch, forward: Forward) -> Knowledge:
 def told(knowledge: Knowledge) -> Tensor:
     """The logarithms of a model's answers, (..., classes), all of them made.
 
-    Raises RecipeError where it answers in tokens of its own, which are nobody else's classes.
+    Raises RecipeError as `check_classes` does.
     """
+    check_classes(knowledge)
+    return dense(knowledge.logits).float().log_softmax(-1)
+
+
+def check_classes(knowledge: Knowledge) -> None:
+    """Raises RecipeError for answers in a model's own tokens, which are nobody else's classes."""
     if isinstance(knowledge.logits, Foreign):
         raise RecipeError(
             "This scheme works class by class, and the teacher answers in tokens of its own; take "
             "online or offline, with response.mined or response.uld."
         )
-    return dense(knowledge.logits).float().log_softmax(-1)
 
 
 def mixable(exclusive: bool, scheme: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attar.errors import RecipeError
-from attar.heads import CHUNK, Foreign, Sparse, dense
-from attar.teach.asking import ask, only
+from attar.heads import Sparse, at_labels, parts
+from attar.teach.asking import ask, check_classes, only
 from attar.teach.written import Write
 from attar.types import IGNORE, Batch, Decay, Forward, Knowledge, Lesson, Moment, Share
 
@@ -104,24 +104,17 @@ def likelihoods(said: Knowledge, batch: Batch) -> Tensor:
 
     Raises RecipeError where few of its answers are kept: others have no likelihood of their own.
     """
-    if isinstance(said.logits, Foreign):
-        raise RecipeError(
-            "The teacher answers in tokens of its own, so it can't weigh the student's; take "
-            "online or offline, with response.mined or response.uld."
-        )
+    check_classes(said)
     if isinstance(said.logits, Sparse):
         raise RecipeError(
             "What was drawn may be none of the few tokens that this teacher tells about; weighing "
             "it needs all its answers. Take `on_policy`, or a teacher that gives them."
         )
+    logits, labels = at_labels(said.logits, batch.labels)
+    found = torch.zeros(len(labels))
+    for part, told in parts(logits):
+        found[part] = told.log_softmax(-1).cpu().gather(-1, labels[part, None])[:, 0]
     known = batch.labels != IGNORE
-    at = known[:, : said.logits.shape[1]] if batch.by_token else known
-    logits, labels = said.logits[at.to(said.logits.device)], batch.labels[known]
-    found, rows = torch.zeros(len(labels)), max(1, CHUNK // logits.shape[-1])
-    for start in range(0, len(labels), rows):
-        part = slice(start, start + rows)
-        told = dense(logits[part]).float().log_softmax(-1).cpu()
-        found[part] = told.gather(-1, labels[part, None])[:, 0]
     return torch.zeros(known.shape).masked_scatter(known, found)
 
 

@@ -150,9 +150,9 @@ def understood(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> str:
         return own.says([rows[n] for n in np.linspace(0, len(rows) - 1, SHOWN, dtype=int)])
     if own is not None or width in (None, len(tokenizer)):
         return "" if own is None else own.says
-    return matched(tokens, tokens, (width, max(len(tokenizer), *(n + 1 for n in tokens.values()))))[
-        1
-    ]
+    classes = max(len(tokenizer), *(n + 1 for n in tokens.values()))
+    _, proof = matched(tokens, tokens, (width, classes))
+    return proof
 
 
 def tokens_of(model: Any) -> int | None:

@@ -254,8 +254,7 @@ class generation(Task):  # noqa: N801  (a recipe names it)
                 "This model reads other tokens than the task's tokenizer writes, so it can't learn "
                 "them; give the task the model's own tokenizer."
             )
-        labels = batch.labels[:, : said.shape[1]].to(said.device)
-        return heads.cross_entropy(said, labels, label_smoothing)
+        return heads.cross_entropy(said, batch.labels.to(said.device), label_smoothing)
 
     @torch.no_grad()
     def judged(self, model: nn.Module, part: str) -> tuple[Worths, dict[str, float]]:
@@ -379,9 +378,8 @@ class generation(Task):  # noqa: N801  (a recipe names it)
 
     def _said(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) where a token is to be foretold, on the CPU."""
-        answers = self.forward(model, batch).logits
-        at = batch.labels[:, : answers.shape[1]] != IGNORE
-        return heads.dense(answers[at.to(answers.device)]).cpu()
+        answers, _ = heads.at_labels(self.forward(model, batch).logits, batch.labels)
+        return heads.dense(answers).cpu()
 
     def _ordered(self, part: str) -> Sequence[int]:
         return sorted(self._part(part), key=lambda row: (self._length(row), row))

@@ -11,17 +11,16 @@ from torch import Tensor
 from attar import heads
 from attar.tasks.intervals import interval
 from attar.tasks.task import Worths
-from attar.types import IGNORE, Batch, Knowledge
+from attar.types import Batch, Knowledge
 
 
 def lost(said: Knowledge, batch: Batch) -> list[tuple[float, int, int]]:
     """Of each row: nats that are lost, tokens whose likeliest came, and tokens."""
     found = []
     for answers, labels in zip(said.logits, batch.labels, strict=True):
-        at = labels[: len(answers)] != IGNORE
-        truth = labels[: len(answers)][at].to(answers.device)
+        said_there, truth = heads.at_labels(answers, labels.to(answers.device))
         nats, right = 0.0, 0
-        for part, told in heads.parts(answers[at.to(answers.device)]):
+        for part, told in heads.parts(said_there):
             nats += float(F.cross_entropy(told, truth[part], reduction="sum").double())
             right += int((told.argmax(1) == truth[part]).sum())
         found.append((nats, right, len(truth)))
